@@ -1,0 +1,1 @@
+"""Fits the coefficients of chips and serving stacks to measurements."""

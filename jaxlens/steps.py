@@ -1,0 +1,261 @@
+"""One step of an engine: its operations and collectives, and what each of them takes.
+
+Pipeline stages work on their own micro-batch at the same time, so each GPU of a pipeline of p
+stages spends on a step what one GPU would spend on all layers with 1/p of the sequences.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxlens import collectives, rooflines
+from jaxlens.deployments import Deployment
+from jaxlens.experts import busiest_rank
+from jaxlens.loads import (
+    Extents,
+    Load,
+    decode_extents,
+    expert_span,
+    prefill_extents,
+    step_extents,
+    tokens,
+)
+from jaxlens.overlap import staged_seconds
+from jaxlens.power import Draw
+from jaxlens.programs import Collective, Kernel, program
+from jaxlens.pytrees import pytree, static
+from jaxlens.rooflines import Machine
+from jaxlens.smooth import presence
+from jaxlens.transformers import Block, Model
+from jaxlens.works import Message, Work, message, work
+
+Scalar = Float[Array, ""] | float
+Phases = tuple[str, ...]  # of "decode" and "prefill", the parts that a step has
+
+
+@pytree
+class Routing:
+    """Fixed work of an expert layer, and the busiest rank that the others wait for."""
+
+    local_experts: Scalar
+    block_scaled: Scalar
+    excess_load: Scalar  # of the busiest rank, above the mean, relative
+
+
+@pytree
+class Staged:
+    """A product in chunks, overlapped with its collective; all of one chunk."""
+
+    product: Work
+    message: Message
+    stages: Scalar
+    ranks: Scalar
+
+
+@pytree
+class Item:
+    """One line of a step: an operation or collective, and how many layers have it."""
+
+    name: str = static()  # "block: operation"
+    layers: Scalar
+    asks: Work | Message | Routing | Staged
+
+
+@pytree
+class Line:
+    """What one operation or collective of a step takes on one GPU, all layers together."""
+
+    seconds: Scalar = 0.0
+    clocked_seconds: Scalar = 0.0
+    launch_seconds: Scalar = 0.0
+    flop_joules: Scalar = 0.0
+    hbm_joules: Scalar = 0.0
+    kv_joules: Scalar = 0.0
+    link_joules: Scalar = 0.0
+
+
+Lines = dict[str, Line]
+
+
+def items(
+    model: Model, deployment: Deployment, load: Load, phases: Phases
+) -> list[Item]:
+    """Returns everything that a step asks of one GPU: no coefficient has a say in it."""
+    result = []
+    for block in model.blocks:
+        for name, asks in _block_items(block, model, deployment, load, phases):
+            name = f"{block.label}: {name}"
+            result.append(Item(name=name, layers=block.layers, asks=asks))
+    stages = deployment.pipeline_parallel
+    gpus = deployment.tensor_parallel * stages
+    payload = tokens(load) * model.width * 2.0 / deployment.tensor_parallel
+    send = Message(kind="send", payload_bytes=payload, ranks=gpus)
+    return [*result, Item(name="pipeline: send", layers=stages - 1.0, asks=send)]
+
+
+def lines(asked: Iterable[Item], machine: Machine, communication_sms: Scalar) -> Lines:
+    """Returns what every operation takes on one GPU, before host and power cap."""
+    result: Lines = {}
+    experts: dict[str, Line] = {}
+    for item in asked:
+        line = _line(item.asks, machine, communication_sms)
+        block = item.name.partition(":")[0]
+        if isinstance(item.asks, Work) and item.asks.role == "experts":
+            experts[block] = add(experts.get(block), line)
+        if isinstance(item.asks, Routing):
+            line = _routing(item.asks, experts[block].seconds, machine)
+        scaled = jax.tree.map(lambda value, n=item.layers: value * n, line)
+        result[item.name] = add(result.get(item.name), scaled)
+    return result
+
+
+def total(parts: Iterable[Line]) -> Line:
+    """Returns the sum of lines."""
+    return jax.tree.map(lambda *values: sum(values[1:], start=values[0]), *parts)
+
+
+def add(old: Line | None, new: Line) -> Line:
+    """Returns the sum of two lines, the first of which may be missing."""
+    return new if old is None else total([old, new])
+
+
+def draw(line: Line, gap_power: Scalar) -> Draw:
+    """Returns what `line` asks of a GPU; launches draw part of the busy floor."""
+    return Draw(
+        seconds=line.seconds,
+        clocked_seconds=line.clocked_seconds,
+        active_seconds=line.seconds - (1.0 - gap_power) * line.launch_seconds,
+        flop_joules=line.flop_joules,
+        memory_joules=line.hbm_joules + line.kv_joules,
+        link_joules=line.link_joules,
+    )
+
+
+def _block_items(
+    block: Block, model: Model, deployment: Deployment, load: Load, phases: Phases
+) -> list[tuple[str, Work | Message | Routing | Staged]]:
+    extents = step_extents(block, model, deployment, load)
+    views = {
+        "decode": {**extents, **decode_extents(block, load)},
+        "prefill": {**extents, **prefill_extents(block, load)},
+    }
+    result: list[tuple[str, Work | Message | Routing | Staged]] = []
+    for step in program(
+        block.operations, deployment.sequence_parallel, deployment.fused
+    ):
+        if isinstance(step, Kernel) and step.per_phase:
+            for phase in phases:
+                if step.phase in ("", phase):
+                    asks = work(step, views[phase], model.formats)
+                    result.append((f"{step.name} ({phase})", asks))
+        elif isinstance(step, Kernel):
+            result.append((step.name, work(step, extents, model.formats)))
+        else:
+            sent = _message(step, extents, deployment)
+            producer = result[-1][1] if result else None
+            if deployment.overlap and step.overlap and isinstance(producer, Work):
+                result[-1] = (
+                    f"{result[-1][0]} with {step.kind}",
+                    _staged(producer, sent, deployment),
+                )
+            else:
+                result.append((f"{step.name} {step.kind}", sent))
+    if "top_k" in block.sizes:
+        result.append(("routing", _routing_of(block, model, deployment, load)))
+    return result
+
+
+def _message(step: Collective, extents: Extents, deployment: Deployment) -> Message:
+    if step.mesh != "ep":
+        return message(step, extents, deployment.tensor_parallel)
+    # Ranks of one replica hold the same tokens: only those of other replicas travel, and
+    # `k` counts the tokens of all replicas that share the experts.
+    span = expert_span(deployment)
+    whole = message(step, extents, span)
+    share = span * deployment.tensor_parallel
+    return replace(whole, payload_bytes=whole.payload_bytes / share)
+
+
+def _staged(producer: Work, sent: Message, deployment: Deployment) -> Staged:
+    """One of S chunks: 1/S of the rows, with all of the weights."""
+    stages = deployment.stages
+    chunk = replace(
+        producer,
+        flop=producer.flop / stages,
+        rows=producer.rows / stages,
+        hbm_bytes=producer.hbm_bytes,
+        visits=producer.visits / stages,
+    )
+    return Staged(
+        product=chunk,
+        message=replace(sent, payload_bytes=sent.payload_bytes / stages),
+        stages=stages,
+        ranks=deployment.tensor_parallel,
+    )
+
+
+def _routing_of(
+    block: Block, model: Model, deployment: Deployment, load: Load
+) -> Routing:
+    busiest = busiest_rank(
+        tokens(load) * expert_span(deployment),
+        block.sizes["z"],
+        block.sizes["top_k"],
+        deployment.routing_skew,
+        deployment.expert_parallel,
+    )
+    return Routing(
+        local_experts=block.sizes["z"] / deployment.expert_parallel,
+        block_scaled=model.formats.block_scaled,
+        excess_load=busiest - 1.0,
+    )
+
+
+def _line(
+    asks: Work | Message | Routing | Staged, machine: Machine, sms: Scalar
+) -> Line:
+    if isinstance(asks, Work):
+        cost = rooflines.kernel(asks, machine)
+        return Line(**vars(cost))
+    if isinstance(asks, Message):
+        seconds = collectives.seconds(asks, machine.chip, machine.stack, sms)
+        return Line(seconds=seconds, link_joules=seconds * machine.chip.link_watts)
+    if isinstance(asks, Staged):
+        return _overlapped(asks, machine, sms)
+    return Line()
+
+
+def _routing(asks: Routing, experts_seconds: Scalar, machine: Machine) -> Line:
+    """Sorting tokens by expert, and waiting for the busiest rank."""
+    stack = machine.stack
+    waiting = stack.experts_wait * asks.excess_load * experts_seconds
+    blocks = stack.block_expert_seconds * asks.local_experts * asks.block_scaled
+    return Line(seconds=stack.experts_seconds + blocks + waiting)
+
+
+def _overlapped(asks: Staged, machine: Machine, sms: Scalar) -> Line:
+    """A product and its collective in stages; one after the other if there is one rank.
+
+    Energy does not overlap: every chunk pays for its traffic and its FLOPs.
+    """
+    chip, stages = machine.chip, asks.stages
+    rest = machine.sm_share * (1.0 - presence(asks.ranks) * sms / chip.sms)
+    alone = rooflines.kernel(asks.product, machine)
+    beside = rooflines.kernel(asks.product, replace(machine, sm_share=rest))
+    transfer = collectives.seconds(asks.message, chip, machine.stack, sms)
+    seconds = staged_seconds(alone.seconds, beside.seconds, transfer, stages)
+    return Line(
+        seconds=seconds,
+        clocked_seconds=alone.clocked_seconds
+        + (stages - 1.0)
+        * beside.clocked_seconds
+        * beside.seconds
+        / (beside.seconds + transfer),
+        launch_seconds=stages * alone.launch_seconds,
+        flop_joules=stages * alone.flop_joules,
+        hbm_joules=stages * alone.hbm_joules,
+        kv_joules=stages * alone.kv_joules,
+        link_joules=stages * transfer * chip.link_watts,
+    )

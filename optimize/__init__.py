@@ -1,0 +1,1 @@
+"""Searches for the deployment that serves a workload with the least energy."""
