@@ -28,9 +28,9 @@ def seconds(message: Message, chip: Chip, stack: Stack, sms: Scalar) -> Scalar:
     if message.kind == "all-reduce":
         return all_reduce(payload, ranks, chip, stack, sms)
     if message.kind == "all-to-all":
-        return all_to_all(payload, ranks, chip, stack, sms)
+        return all_to_all(payload, ranks, chip, stack, sms, message.stride)
     if message.kind == "send":
-        return send(payload, ranks, chip, stack)
+        return send(payload, ranks, chip, stack, message.stride)
     return all_gather(payload, ranks, chip, stack, sms)
 
 
@@ -74,22 +74,36 @@ def all_gather(
 
 
 def all_to_all(
-    payload_bytes: Scalar, ranks: Scalar, chip: Chip, stack: Stack, sms: Scalar
+    payload_bytes: Scalar,
+    ranks: Scalar,
+    chip: Chip,
+    stack: Stack,
+    sms: Scalar,
+    stride: Scalar = 1.0,
 ) -> Scalar:
-    """Returns seconds to exchange `payload_bytes` per rank, equal parts for each."""
-    near, far = _split(ranks, chip)
+    """Returns seconds to exchange `payload_bytes` per rank, equal parts for each.
+
+    `stride` GPUs lie between two ranks: 8 ranks of 8 GPUs are 8 nodes and not one.
+    """
+    near, far = _split(ranks, chip, stride)
     rate = link_bytes_per_s(chip, stack, sms)
     startup = presence(near) * stack.collective_seconds
     inside = startup + (1.0 - 1.0 / near) / far * payload_bytes / rate
     return inside + _across(payload_bytes, far, chip, stack)
 
 
-def send(payload_bytes: Scalar, ranks: Scalar, chip: Chip, stack: Stack) -> Scalar:
+def send(
+    payload_bytes: Scalar,
+    ranks: Scalar,
+    chip: Chip,
+    stack: Stack,
+    stride: Scalar = 1.0,
+) -> Scalar:
     """Returns seconds to hand `payload_bytes` from one pipeline stage to the next.
 
-    `ranks` is the number of GPUs that a stage pair spans: beyond a node it is the network.
+    `ranks` are the stages, of `stride` GPUs each: beyond a node it is the network.
     """
-    _, far = _split(ranks, chip)
+    _, far = _split(ranks, chip, stride)
     rate = chip.link_bytes_per_s * stack.collective_byte_efficiency
     near_seconds = stack.collective_seconds + payload_bytes / rate
     far_seconds = chip.network_seconds + payload_bytes / chip.network_bytes_per_s
@@ -97,9 +111,10 @@ def send(payload_bytes: Scalar, ranks: Scalar, chip: Chip, stack: Stack) -> Scal
     return (1.0 - crosses) * near_seconds + crosses * far_seconds
 
 
-def _split(ranks: Scalar, chip: Chip) -> tuple[Scalar, Scalar]:
+def _split(ranks: Scalar, chip: Chip, stride: Scalar = 1.0) -> tuple[Scalar, Scalar]:
     """Ranks inside a node and nodes. The kink at a full node is real: costs jump there."""
-    far = jnp.maximum(1.0, ranks / chip.node_gpus)
+    nodes = jnp.maximum(1.0, ranks * stride / chip.node_gpus)
+    far = jnp.minimum(nodes, ranks)  # a rank may span nodes: each then has its own
     return ranks / far, far
 
 

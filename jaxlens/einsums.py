@@ -16,6 +16,11 @@ Extents = Mapping[str, Scalar]
 Kind = Literal["activation", "weight", "kv", "state", "reused"]
 KINDS: tuple[Kind, ...] = ("activation", "weight", "kv", "state", "reused")
 
+# Mesh axes that are parts of another one: heads are split over KV heads first and over the
+# queries of a group next; an expert over the ranks that expert parallelism leaves.
+MESH = {"tp": "tp", "kv": "tp", "group": "tp", "etp": "tp", "ep": "ep"}
+PHASES = ("", "decode", "prefill")
+
 # A product of powers of extents: (("d", 1), ("f", 1), ("tp", -1)).
 Monomial = tuple[tuple[str, int], ...]
 
@@ -72,14 +77,17 @@ class Einsum:
 
     def __post_init__(self) -> None:
         inputs, output = parse(self.equation)
-        if isinstance(self.shard, Mapping):
-            object.__setattr__(self, "shard", tuple(sorted(self.shard.items())))
+        object.__setattr__(self, "shard", tuple(sorted(dict(self.shard).items())))
+        for name in ("operands", "times", "gather"):  # lists do, but are not hashable
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.operands:
             kinds = ("activation",) + ("weight",) * (len(inputs) - 1)
             object.__setattr__(self, "operands", kinds)
         self._check(inputs, output)
 
-    def _check(self, inputs: tuple[tuple[str, ...], ...], output: tuple[str, ...]):
+    def _check(
+        self, inputs: tuple[tuple[str, ...], ...], output: tuple[str, ...]
+    ) -> None:
         where = f"einsum {self.name or self.equation!r}"
         if len(self.operands) != len(inputs):
             raise ValueError(
@@ -94,6 +102,15 @@ class Einsum:
                 raise ValueError(
                     f"{where}: expected an axis of {sorted(axes)}, got {axis!r}."
                 )
+        for mesh in dict(self.shard).values():
+            if mesh not in MESH:
+                raise ValueError(
+                    f"{where}: expected a mesh axis of {sorted(MESH)}, got {mesh!r}."
+                )
+        if self.phase not in PHASES:
+            raise ValueError(
+                f"{where}: expected a phase of {PHASES}, got {self.phase!r}."
+            )
 
     @property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
@@ -128,7 +145,8 @@ def parse(equation: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
             raise _parse_error(equation, position, "a letter, digit, ',' or '->'")
     arrow = equation.find("->")
     if arrow < 0:
-        stray = equation.find("-") if "-" in equation else len(equation)
+        strays = [at for at, mark in enumerate(equation) if mark in "->"]
+        stray = strays[0] if strays else len(equation)
         raise _parse_error(equation, stray, "'->' before the result")
     tail = equation[arrow + 2 :]
     for mark in ("-", ">", ","):

@@ -73,7 +73,7 @@ class Stack:
     gemm_half_depth: Scalar  # k
     attention_half_rows: Scalar  # query tokens x heads that share a KV head
     experts_half_rows: Scalar  # rows per active expert: tile floor
-    block_half_rows: Scalar  # the same for block-scaled fp8 (tiles of 128 rows)
+    block_rows: Scalar  # the same for block-scaled fp8, on top (tiles of 128 rows)
     ramp_bytes: Scalar  # traffic of a kernel at which HBM reaches half of its rate
     softness: Scalar  # of the roofline: 0 perfect overlap (max), 1 none (sum)
     # Fixed times.
@@ -98,6 +98,7 @@ class Stack:
     # Power of the software's making.
     gap_power: Scalar  # share of `busy_watts` that is drawn while no kernel runs
     padding_power: Scalar  # energy of padded rows of a tile, as a share of real ones
+    block_watts: Scalar  # above busy, during `block_expert_seconds`
     sampling_watts: Scalar  # above busy while sampling
     # Memory and scheduling.
     memory_share: Scalar  # of HBM that the engine may use

@@ -90,7 +90,7 @@ def memory(
 def _resident(
     block: Block, model: Model, deployment: Deployment, tokens: Scalar
 ) -> Extents:
-    """Extents at rest: every expert and word is there, one sequence is cached."""
+    """Extents at rest: experts, words and positions are there, one sequence is cached."""
     sizes = block.sizes
     cached = jnp.minimum(tokens, sizes["window"]) if "window" in sizes else tokens
     extents = {
@@ -98,7 +98,7 @@ def _resident(
         **mesh(block, deployment),
         "d": model.width,
         "v": model.vocabulary,
-        "w": model.vocabulary,
+        "w": sizes.get("table", model.vocabulary),
         "t": cached,
         "n": 1.0,
         "u": 1.0,

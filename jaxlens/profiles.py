@@ -114,7 +114,11 @@ def load_stack(source: Source) -> Stack:
 
 
 def load_profile(
-    gpu: Source, stack: Source = DEFAULT_STACK, *, profile: str | Path | None = None
+    gpu: Source,
+    stack: Source = DEFAULT_STACK,
+    *,
+    profile: str | Path | None = None,
+    shipped: bool = True,
 ) -> Profile:
     """Returns chip and stack, with the fitted values where there are any.
 
@@ -123,8 +127,9 @@ def load_profile(
         stack: The same of a stack.
         profile: A fitted profile of that pair; by default the one that comes with the
             package, if it has one.
+        shipped: False for the priors, without the fit that comes with the package.
     """
-    reading = _read(gpu, stack, profile)
+    reading = _read(gpu, stack, profile, shipped)
     fitted = reading.fitted
     return Profile(
         chip=_build(Chip, reading.chip, fitted.chip_values if fitted else {}),
@@ -133,10 +138,14 @@ def load_profile(
 
 
 def load_profile_card(
-    gpu: Source, stack: Source = DEFAULT_STACK, profile: str | Path | None = None
+    gpu: Source,
+    stack: Source = DEFAULT_STACK,
+    profile: str | Path | None = None,
+    *,
+    shipped: bool = True,
 ) -> ProfileCard:
     """Returns where each value of `load_profile` with these arguments comes from."""
-    reading = _read(gpu, stack, profile)
+    reading = _read(gpu, stack, profile, shipped)
     chip, software, fitted = reading.chip, reading.stack, reading.fitted
     coefficients = {
         **_coefficients("chip", chip, fitted.chip_values if fitted else {}, fitted),
@@ -175,11 +184,14 @@ def supported_clocks(chip: Chip) -> np.ndarray:
     return low + step * np.arange(int((high - low) / step + 1e-6) + 1)
 
 
-def _read(gpu: Source, stack: Source, profile: str | Path | None) -> _Reading:
+def _read(
+    gpu: Source, stack: Source, profile: str | Path | None, shipped: bool
+) -> _Reading:
     chip, software = read_entry(CHIPS, gpu), read_entry(STACKS, stack)
     if profile is None:
         path = shipped_profile(chip.id, software.id)
-        if not (chip.shipped and software.shipped and path.is_file()):
+        from_package = chip.shipped and software.shipped and path.is_file()
+        if not (shipped and from_package):
             return _Reading(chip, software, None)
     else:
         path = Path(profile).expanduser()

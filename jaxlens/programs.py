@@ -12,18 +12,18 @@ from functools import cache
 from typing import Literal
 
 from jaxlens import einsums
-from jaxlens.einsums import Einsum, Monomial
-
-# Mesh axes that are parts of another one: heads are split over KV heads first and over the
-# queries of a group next; an expert over the ranks that expert parallelism leaves.
-MESH = {"tp": "tp", "kv": "tp", "group": "tp", "etp": "tp", "ep": "ep"}
+from jaxlens.einsums import MESH, Einsum, Monomial
 
 CollectiveKind = Literal["all-reduce", "reduce-scatter", "all-gather", "all-to-all"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Einsums that run as one launch; what stays inside never reaches HBM."""
+    """Einsums that run as one launch; what stays inside never reaches HBM.
+
+    Activations of one kernel that have the same axes are the same tensor: it is read
+    once, and not at all if an earlier einsum of the kernel made it.
+    """
 
     name: str
     einsums: tuple[Einsum, ...]
@@ -106,7 +106,6 @@ def _groups(operations: Iterable[Einsum], fused: bool) -> list[tuple[Einsum, ...
 def _kernel(group: tuple[Einsum, ...]) -> Kernel:
     weights, stored, activations, kv, cached, state = [], [], [], [], [], []
     on_chip: set[frozenset[str]] = set()
-    consumed = [frozenset(axes) for einsum in group[1:] for axes in einsum.inputs]
     for position, einsum in enumerate(group):
         for kind, axes in zip(einsum.operands, einsum.inputs, strict=True):
             size = einsums.elements(einsum, axes)
@@ -122,7 +121,8 @@ def _kernel(group: tuple[Einsum, ...]) -> Kernel:
             elif kind == "state":
                 state.append(size)
         result = einsums.elements(einsum, einsum.output)
-        inside = frozenset(einsum.output) in consumed[position:]
+        later = [axes for e in group[position + 1 :] for axes in e.inputs]
+        inside = frozenset(einsum.output) in map(frozenset, later)
         if einsum.result == "kv":
             kv.append(result)
             cached.append(result)
@@ -131,9 +131,9 @@ def _kernel(group: tuple[Einsum, ...]) -> Kernel:
         elif not inside:
             activations.append(result)
         on_chip.add(frozenset(einsum.output))
-    name = next((e.fuse for e in group if e.fuse and len(group) > 1), group[0].name)
+    head, *rest = group
     return Kernel(
-        name=name,
+        name=head.fuse if rest else head.name,
         einsums=group,
         weights=tuple(weights),
         stored=tuple(stored),
@@ -141,7 +141,7 @@ def _kernel(group: tuple[Einsum, ...]) -> Kernel:
         kv=tuple(kv),
         cached=tuple(cached),
         state=tuple(state),
-        phase=group[0].phase,
+        phase=head.phase,
     )
 
 

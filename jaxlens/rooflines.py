@@ -81,7 +81,7 @@ def limits(role: str, stack: Stack) -> Limits:
             flop_efficiency=stack.experts_flop_efficiency,
             byte_efficiency=stack.experts_byte_efficiency,
             half_rows=stack.experts_half_rows,
-            block_rows=stack.block_half_rows,
+            block_rows=stack.block_rows,
         )
     if role == "scan":
         return Limits(

@@ -4,6 +4,7 @@ Pipeline stages work on their own micro-batch at the same time, so each GPU of a
 stages spends on a step what one GPU would spend on all layers with 1/p of the sequences.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -46,12 +47,11 @@ class Routing:
 
 @pytree
 class Staged:
-    """A product in chunks, overlapped with its collective; all of one chunk."""
+    """A product and the collectives that run beside it, in `stages` chunks."""
 
     product: Work
-    message: Message
+    messages: tuple[Message, ...]
     stages: Scalar
-    ranks: Scalar
 
 
 @pytree
@@ -89,9 +89,9 @@ def items(
             name = f"{block.label}: {name}"
             result.append(Item(name=name, layers=block.layers, asks=asks))
     stages = deployment.pipeline_parallel
-    gpus = deployment.tensor_parallel * stages
-    payload = tokens(load) * model.width * 2.0 / deployment.tensor_parallel
-    send = Message(kind="send", payload_bytes=payload, ranks=gpus)
+    degree = deployment.tensor_parallel
+    payload = tokens(load) * model.width * 2.0 / degree
+    send = Message(kind="send", payload_bytes=payload, ranks=stages, stride=degree)
     return [*result, Item(name="pipeline: send", layers=stages - 1.0, asks=send)]
 
 
@@ -105,7 +105,7 @@ def lines(asked: Iterable[Item], machine: Machine, communication_sms: Scalar) ->
         if isinstance(item.asks, Work) and item.asks.role == "experts":
             experts[block] = add(experts.get(block), line)
         if isinstance(item.asks, Routing):
-            line = _routing(item.asks, experts[block].seconds, machine)
+            line = _routing(item.asks, experts.pop(block).seconds, machine)
         scaled = jax.tree.map(lambda value, n=item.layers: value * n, line)
         result[item.name] = add(result.get(item.name), scaled)
     return result
@@ -154,12 +154,14 @@ def _block_items(
             result.append((step.name, work(step, extents, model.formats)))
         else:
             sent = _message(step, extents, deployment)
-            producer = result[-1][1] if result else None
-            if deployment.overlap and step.overlap and isinstance(producer, Work):
-                result[-1] = (
-                    f"{result[-1][0]} with {step.kind}",
-                    _staged(producer, sent, deployment),
-                )
+            before, producer = result[-1] if result else ("", None)
+            if (
+                deployment.overlap
+                and step.overlap
+                and isinstance(producer, Work | Staged)
+            ):
+                staged = _staged(producer, sent, deployment.stages)
+                result[-1] = (f"{before} with {step.kind}", staged)
             else:
                 result.append((f"{step.name} {step.kind}", sent))
     if "top_k" in block.sizes:
@@ -174,25 +176,29 @@ def _message(step: Collective, extents: Extents, deployment: Deployment) -> Mess
     # `k` counts the tokens of all replicas that share the experts.
     span = expert_span(deployment)
     whole = message(step, extents, span)
-    share = span * deployment.tensor_parallel
-    return replace(whole, payload_bytes=whole.payload_bytes / share)
+    degree = deployment.tensor_parallel
+    payload = whole.payload_bytes / (span * degree)
+    return replace(whole, payload_bytes=payload, stride=degree)
 
 
-def _staged(producer: Work, sent: Message, deployment: Deployment) -> Staged:
-    """One of S chunks: 1/S of the rows, with all of the weights."""
-    stages = deployment.stages
-    chunk = replace(
-        producer,
-        flop=producer.flop / stages,
-        rows=producer.rows / stages,
-        hbm_bytes=producer.hbm_bytes,
-        visits=producer.visits / stages,
-    )
-    return Staged(
-        product=chunk,
-        message=replace(sent, payload_bytes=sent.payload_bytes / stages),
-        stages=stages,
-        ranks=deployment.tensor_parallel,
+def _staged(producer: Work | Staged, sent: Message, stages: Scalar) -> Staged:
+    """Further collectives of a product, such as an all-gather, travel with the first."""
+    if isinstance(producer, Staged):
+        return replace(producer, messages=(*producer.messages, sent))
+    return Staged(product=producer, messages=(sent,), stages=stages)
+
+
+def _chunk(product: Work, stages: Scalar) -> Work:
+    """One of `stages` chunks: its share of the rows, with all of the weights."""
+    saved = product.activation_bytes * (1.0 - 1.0 / stages)
+    return replace(
+        product,
+        flop=product.flop / stages,
+        rows=product.rows / stages,
+        hbm_bytes=product.hbm_bytes - saved,
+        activation_bytes=product.activation_bytes / stages,
+        kv_bytes=product.kv_bytes / stages,
+        visits=product.visits / stages,
     )
 
 
@@ -232,30 +238,36 @@ def _routing(asks: Routing, experts_seconds: Scalar, machine: Machine) -> Line:
     stack = machine.stack
     waiting = stack.experts_wait * asks.excess_load * experts_seconds
     blocks = stack.block_expert_seconds * asks.local_experts * asks.block_scaled
-    return Line(seconds=stack.experts_seconds + blocks + waiting)
+    return Line(
+        seconds=stack.experts_seconds + blocks + waiting,
+        flop_joules=blocks * stack.block_watts,
+    )
 
 
 def _overlapped(asks: Staged, machine: Machine, sms: Scalar) -> Line:
-    """A product and its collective in stages; one after the other if there is one rank.
+    """A product and its collectives in stages; undivided where all have one rank.
 
     Energy does not overlap: every chunk pays for its traffic and its FLOPs.
     """
-    chip, stages = machine.chip, asks.stages
-    rest = machine.sm_share * (1.0 - presence(asks.ranks) * sms / chip.sms)
-    alone = rooflines.kernel(asks.product, machine)
-    beside = rooflines.kernel(asks.product, replace(machine, sm_share=rest))
-    transfer = collectives.seconds(asks.message, chip, machine.stack, sms)
-    seconds = staged_seconds(alone.seconds, beside.seconds, transfer, stages)
+    chip = machine.chip
+    alone = math.prod(1.0 - presence(sent.ranks) for sent in asks.messages)
+    stages = 1.0 + (asks.stages - 1.0) * (1.0 - alone)
+    rest = machine.sm_share * (1.0 - (1.0 - alone) * sms / chip.sms)
+    chunk = _chunk(asks.product, stages)
+    first = rooflines.kernel(chunk, machine)
+    beside = rooflines.kernel(chunk, replace(machine, sm_share=rest))
+    transfer: Scalar = 0.0
+    for whole in asks.messages:
+        part = replace(whole, payload_bytes=whole.payload_bytes / stages)
+        transfer = transfer + collectives.seconds(part, chip, machine.stack, sms)
+    both = beside.seconds + transfer
+    clocked = beside.clocked_seconds * beside.seconds / both
     return Line(
-        seconds=seconds,
-        clocked_seconds=alone.clocked_seconds
-        + (stages - 1.0)
-        * beside.clocked_seconds
-        * beside.seconds
-        / (beside.seconds + transfer),
-        launch_seconds=stages * alone.launch_seconds,
-        flop_joules=stages * alone.flop_joules,
-        hbm_joules=stages * alone.hbm_joules,
-        kv_joules=stages * alone.kv_joules,
+        seconds=staged_seconds(first.seconds, beside.seconds, transfer, stages),
+        clocked_seconds=first.clocked_seconds + (stages - 1.0) * clocked,
+        launch_seconds=stages * first.launch_seconds,
+        flop_joules=stages * first.flop_joules,
+        hbm_joules=stages * first.hbm_joules,
+        kv_joules=stages * first.kv_joules,
         link_joules=stages * transfer * chip.link_watts,
     )

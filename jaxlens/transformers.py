@@ -6,6 +6,7 @@ s their cached tokens, k routed copies of a token, x experts that are read, o se
 emit a token, v vocabulary, w words that are looked up. Ranks: tp = kv x group, ep, etp.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Block:
     label: str = static()
     operations: tuple[Einsum, ...] = static()
     layers: Scalar
-    sizes: dict[str, Scalar]
+    sizes: Mapping[str, Scalar]
 
 
 @pytree
@@ -101,7 +102,7 @@ GROUPED_QUERY = (
 )
 
 # Decode multiplies the query into the latent space ("absorbed"); prefill expands keys and
-# values of each token instead, which takes fewer FLOPs when there are many queries.
+# values of each cached token instead, which takes fewer FLOPs for many queries.
 # Source: DeepSeek-AI, "DeepSeek-V2", 2024, https://arxiv.org/abs/2405.04434, section 2.1.
 LATENT = (
     NORM,
@@ -149,19 +150,23 @@ LATENT = (
         phase="decode",
     ),
     Einsum(
-        "n q l, h i l -> n q h i",
+        "n s l, h i l -> n s h i",
         name="expand keys",
+        operands=("kv", "weight"),
         weights="attention",
         shard={"h": "tp"},
         stored=False,
+        fuse="expand keys and values",
         phase="prefill",
     ),
     Einsum(
-        "n q l, h l j -> n q h j",
+        "n s l, h l j -> n s h j",
         name="expand values",
+        operands=("reused", "weight"),
         weights="attention",
         shard={"h": "tp"},
         stored=False,
+        fuse="expand keys and values",
         phase="prefill",
     ),
     Einsum(
@@ -398,13 +403,15 @@ BUILDERS: dict[type, Any] = {
 def model(shape: ModelShape) -> Model:
     """Returns the einsum description of `shape`: sizes are floats, structure is static."""
     blocks = [BUILDERS[type(layer)](layer) for layer in (*shape.mixers, *shape.feeds)]
-    ends = (("embedding", EMBEDDING),)
+    table = float(shape.vocabulary + shape.learned_positions)
+    blocks.append(
+        Block(
+            label="embedding", operations=EMBEDDING, layers=1.0, sizes={"table": table}
+        )
+    )
     if shape.language_head:
-        ends += (("head", HEAD),)
-    for label, operations in ends:
-        tied = label == "head" and shape.tied_embeddings
-        kept = tuple(replace(e, stored=not tied) for e in operations)
-        blocks.append(Block(label=label, operations=kept, layers=1.0, sizes={}))
+        head = tuple(replace(e, stored=not shape.tied_embeddings) for e in HEAD)
+        blocks.append(Block(label="head", operations=head, layers=1.0, sizes={}))
     names = shape.formats
     kinds = ("attention", "feed_forward", "experts", "head")
     formats = {kind: precision(getattr(names, kind)) for kind in kinds}

@@ -41,6 +41,7 @@ class Work:
     mix: Precision
     block_scaled: Scalar = 0.0
     hbm_bytes: Scalar = 0.0  # weights, activations and states
+    activation_bytes: Scalar = 0.0  # the part of them that goes with the rows
     kv_bytes: Scalar = 0.0
     visits: Scalar = 0.0
 
@@ -52,6 +53,7 @@ class Message:
     kind: str = static()  # as in `programs.Collective`, or "send"
     payload_bytes: Scalar
     ranks: Scalar
+    stride: Scalar = 1.0  # GPUs from one rank to the next: where a node ends
 
 
 def work(kernel: Kernel, extents: Extents, formats: Formats) -> Work:
@@ -71,17 +73,21 @@ def work(kernel: Kernel, extents: Extents, formats: Formats) -> Work:
         depth = einsums.evaluate(einsums.depth(products[0]), extents)
     visited = [e for e in kernel.einsums if e.rate]
     kinds = [e.weights for e in products if "weight" in e.operands]
+    first, *rest = kernel.einsums
+    width = activation_mix(formats).bytes_per_element
+    activation_bytes = _sum(kernel.activations, extents) * width
     return Work(
         role=kernel.role,
         rate=visited[0].rate if visited else "",
-        repeat="" if len(kernel.einsums) > 1 else kernel.einsums[0].repeat,
+        repeat="" if rest else first.repeat,
         flop=flop,
         rows=rows,
         columns=columns if products else 1.0,
         depth=depth,
         mix=formats.weights[kinds[0]] if kinds else activation_mix(formats),
         block_scaled=formats.block_scaled if kernel.role == "experts" else 0.0,
-        hbm_bytes=_hbm_bytes(kernel, extents, formats),
+        hbm_bytes=activation_bytes + _resident_bytes(kernel, extents, formats),
+        activation_bytes=activation_bytes,
         kv_bytes=_sum(kernel.kv, extents) * formats.kv_bytes,
         visits=sum(
             (einsums.evaluate(einsums.flop(e), extents) for e in visited), start=0.0
@@ -110,13 +116,13 @@ def activation_mix(formats: Formats) -> Precision:
     )
 
 
-def _hbm_bytes(kernel: Kernel, extents: Extents, formats: Formats) -> Scalar:
-    width = activation_mix(formats).bytes_per_element
-    total = _sum(kernel.activations, extents) * width
+def _resident_bytes(kernel: Kernel, extents: Extents, formats: Formats) -> Scalar:
+    """Weights and states: what is there before the step."""
+    total = _sum(kernel.state, extents) * STATE_BYTES
     for name, size in kernel.weights:
         element = formats.weights[name].bytes_per_element
         total = total + einsums.evaluate(size, extents) * element
-    return total + _sum(kernel.state, extents) * STATE_BYTES
+    return total
 
 
 def _sum(sizes: tuple[einsums.Monomial, ...], extents: Extents) -> Scalar:

@@ -1,0 +1,194 @@
+"""Steps of many measured rows as arrays: rows x operations, padded, priced in one go.
+
+A fit evaluates the same rows thousands of times with other coefficients. What the rows ask for
+does not change, so it is laid out once: every operation of every row becomes one element of an
+array, with its role as a one-hot vector, and `rooflines.price` runs on whole arrays. Programs of
+all shapes share one compilation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxlens import collectives, rooflines
+from jaxlens.hardware import Chip, Stack
+from jaxlens.precisions import Precision
+from jaxlens.pytrees import pytree
+from jaxlens.rooflines import Limits, Machine
+from jaxlens.steps import Item, Line, Routing
+from jaxlens.works import Message, Work
+
+Rows = Float[Array, " row"]
+Table = Float[Array, "row item"]
+
+ROLES = ("gemm", "attention", "experts", "scan", "elementwise")
+KINDS = ("all-reduce", "all-gather", "all-to-all", "send")
+PRODUCT_SHAPE = ("rows", "columns", "depth")
+REPEATS = ("passes", "softmax_passes")
+
+
+@pytree
+class StackedStep:
+    """The operations and collectives of one step of every row."""
+
+    work: Work  # leaves: row x item
+    layers: Table
+    roles: Float[Array, "row item role"]
+    sampled: Table  # 1 for the operation that samples
+    repeats: Float[Array, "row item repeat"]
+    payload_bytes: Table
+    ranks: Table
+    strides: Table
+    message_layers: Table
+    kinds: Float[Array, "row item kind"]
+    routing_layers: Rows
+    local_experts: Rows
+    block_experts: Rows
+    excess_load: Rows
+
+
+def stacked_step(groups: Sequence[tuple[Sequence[Item], int]]) -> StackedStep:
+    """Returns groups of rows as one table; each group's items have leaves of its rows.
+
+    Args:
+        groups: Items of rows that share one program, with the number of rows.
+    """
+    works = max(sum(isinstance(i.asks, Work) for i in items) for items, _ in groups)
+    sent = max(sum(isinstance(i.asks, Message) for i in items) for items, _ in groups)
+    parts = [_group(list(items), rows, works, sent) for items, rows in groups]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _group(items: list[Item], rows: int, works: int, sent: int) -> StackedStep:
+    kernels = [i for i in items if isinstance(i.asks, Work)]
+    messages = [i for i in items if isinstance(i.asks, Message)]
+    routings = [i for i in items if isinstance(i.asks, Routing)]
+
+    def table(values: list, width: int, empty: float) -> np.ndarray:
+        columns = [np.broadcast_to(np.asarray(v, float), rows) for v in values]
+        columns += [np.full(rows, empty)] * (width - len(columns))
+        return np.stack(columns, axis=1)
+
+    def numbers(name: str, empty: float = 0.0) -> np.ndarray:
+        return table([getattr(i.asks, name) for i in kernels], works, empty)
+
+    def one_hot(values: list[str], names: tuple[str, ...], width: int) -> np.ndarray:
+        flat = np.zeros((rows, width, len(names)))
+        for position, value in enumerate(values):
+            if value in names:
+                flat[:, position, names.index(value)] = 1.0
+        return flat
+
+    mix = Precision(
+        **{
+            f.name: table([getattr(i.asks.mix, f.name) for i in kernels], works, 0.0)
+            for f in fields(Precision)
+        }
+    )
+    sizes = {
+        f.name: numbers(f.name, 1.0 if f.name in PRODUCT_SHAPE else 0.0)
+        for f in fields(Work)
+        if f.name != "mix" and not f.metadata.get("static")
+    }
+    work = Work(role=ROLES[0], mix=mix, **sizes)
+    kinds = [
+        "all-gather" if m.asks.kind == "reduce-scatter" else m.asks.kind
+        for m in messages
+    ]
+    first = routings[0].asks if routings else None
+    zero = np.zeros(rows)
+
+    def routing(name: str) -> np.ndarray:
+        return zero + (np.asarray(getattr(first, name), float) if first else 0.0)
+
+    return StackedStep(
+        work=work,
+        layers=table([i.layers for i in kernels], works, 0.0),
+        roles=one_hot(
+            [i.asks.role for i in kernels] + [ROLES[0]] * (works - len(kernels)),
+            ROLES,
+            works,
+        ),
+        sampled=table([float(bool(i.asks.rate)) for i in kernels], works, 0.0),
+        repeats=one_hot([i.asks.repeat for i in kernels], REPEATS, works),
+        payload_bytes=table([m.asks.payload_bytes for m in messages], sent, 0.0),
+        ranks=table([m.asks.ranks for m in messages], sent, 1.0),
+        strides=table([m.asks.stride for m in messages], sent, 1.0),
+        message_layers=table([m.layers for m in messages], sent, 0.0),
+        kinds=one_hot(kinds, KINDS, sent),
+        routing_layers=zero + sum(i.layers for i in routings),
+        local_experts=routing("local_experts"),
+        block_experts=routing("local_experts") * routing("block_scaled"),
+        excess_load=routing("excess_load"),
+    )
+
+
+def line(step: StackedStep, machine: Machine, communication_sms: Rows) -> Line:
+    """Returns what each row's step takes: the sum of its lines, one number per row.
+
+    Leaves of `machine` are one number per row.
+    """
+    wide = jax.tree.map(lambda leaf: leaf[:, None], machine)
+    stack, chip = wide.stack, wide.chip
+    repeats = 1.0 + step.repeats @ jnp.zeros(len(REPEATS))
+    for index, name in enumerate(REPEATS):
+        repeats = repeats + step.repeats[..., index] * (getattr(stack, name) - 1.0)
+    cost = rooflines.price(
+        step.work,
+        _limits(step.roles, stack),
+        step.sampled * stack.sampling_seconds_per_logit,
+        repeats,
+        wide,
+    )
+    kernels = Line(
+        **{
+            name: jnp.sum(value * step.layers, axis=1)
+            for name, value in vars(cost).items()
+        }
+    )
+    sent = _messages(step, chip, stack, communication_sms[:, None])
+    expert_seconds = jnp.sum(
+        cost.seconds * step.layers * step.roles[..., ROLES.index("experts")], axis=1
+    )
+    software = machine.stack
+    blocks = software.block_expert_seconds * step.block_experts
+    fixed = software.experts_seconds + blocks
+    waiting = software.experts_wait * step.excess_load * expert_seconds
+    routing = step.routing_layers * fixed + waiting
+    return replace(
+        kernels,
+        seconds=kernels.seconds + sent + routing,
+        flop_joules=kernels.flop_joules
+        + step.routing_layers * blocks * software.block_watts,
+        link_joules=sent * machine.chip.link_watts,
+    )
+
+
+def _limits(roles: Float[Array, "row item role"], stack: Stack) -> Limits:
+    """Efficiencies of every item, by its role."""
+    per_role = [rooflines.limits(role, stack) for role in ROLES]
+    mixed = {}
+    for field in fields(Limits):
+        mixed[field.name] = sum(
+            roles[..., index] * getattr(limit, field.name)
+            for index, limit in enumerate(per_role)
+        )
+    return Limits(**mixed)
+
+
+def _messages(step: StackedStep, chip: Chip, stack: Stack, sms: Table) -> Rows:
+    total = 0.0
+    for index, kind in enumerate(KINDS):
+        sent = Message(
+            kind=kind,
+            payload_bytes=step.payload_bytes,
+            ranks=step.ranks,
+            stride=step.strides,
+        )
+        seconds = collectives.seconds(sent, chip, stack, sms)
+        total = total + seconds * step.kinds[..., index]
+    return jnp.sum(total * step.message_layers, axis=1)

@@ -1,0 +1,206 @@
+"""The processor or a GPU as something that runs launches and tells how long they took."""
+
+import importlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxlens.measure.refusals import Unavailable
+
+Launch = Callable[[], Any]
+
+
+class Device(Protocol):
+    """Where kernels run."""
+
+    kind: str  # "cpu" or "cuda"
+    name: str
+    torch: Any
+    place: Any  # torch.device
+    cache_bytes: float  # last cache before memory
+    memory_bytes: float
+    sms: int  # 0 on a processor
+
+    def seconds(self, launches: Sequence[Launch], count: int) -> float:
+        """Returns the time that `count` launches take, in turn and back to back."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits for everything that was launched."""
+        ...
+
+    def replayable(
+        self, launches: Sequence[Launch], count: int
+    ) -> tuple[Sequence[Launch], int]:
+        """Returns launches that stand for several each, and for how many."""
+        ...
+
+
+class Cpu:
+    """The processor, timed by the monotonic clock."""
+
+    kind = "cpu"
+    sms = 0
+
+    def __init__(self) -> None:
+        self.torch = import_torch()
+        self.place = self.torch.device("cpu")
+        self.name = f"cpu: {processor_name()}, {self.torch.get_num_threads()} threads"
+        self.cache_bytes = cache_bytes()
+        self.memory_bytes = float(
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        )
+
+    def seconds(self, launches: Sequence[Launch], count: int) -> float:
+        """Returns the time that `count` launches take, in turn and back to back."""
+        turns, rest = divmod(count, len(launches))
+        start = time.perf_counter()
+        for _ in range(turns):
+            for launch in launches:
+                launch()
+        for launch in launches[:rest]:
+            launch()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        """Returns at once: nothing runs behind the caller."""
+
+    def replayable(
+        self, launches: Sequence[Launch], count: int
+    ) -> tuple[Sequence[Launch], int]:
+        """Returns the launches themselves: a processor has no graphs to replay."""
+        return launches, 1
+
+
+class Cuda:
+    """An NVIDIA GPU, timed by CUDA events."""
+
+    kind = "cuda"
+
+    def __init__(self, index: int = 0) -> None:
+        self.torch = torch = import_torch()
+        if not torch.cuda.is_available():
+            raise Unavailable(
+                "measure: expected a CUDA GPU and a torch built for it, got torch "
+                f"{torch.__version__} without; measure the processor with --device cpu."
+            )
+        if not 0 <= index < torch.cuda.device_count():
+            raise Unavailable(
+                f"measure: expected one of {torch.cuda.device_count()} visible GPUs, "
+                f"got number {index}."
+            )
+        self.place = torch.device("cuda", index)
+        torch.cuda.set_device(self.place)
+        properties = torch.cuda.get_device_properties(index)
+        self.name = properties.name
+        self.uuid = uuid_of(properties)
+        self.sms = int(properties.multi_processor_count)
+        self.capability = (properties.major, properties.minor)
+        self.cache_bytes = float(getattr(properties, "L2_cache_size", 0) or 50e6)
+        self.memory_bytes = float(properties.total_memory)
+        self.stream: Any = None  # of a part of the SMs; None for the current one
+
+    def seconds(self, launches: Sequence[Launch], count: int) -> float:
+        """Returns the time that `count` launches take, in turn and back to back."""
+        cuda = self.torch.cuda
+        stream = self.stream or cuda.current_stream()
+        start = cuda.Event(enable_timing=True)
+        end = cuda.Event(enable_timing=True)
+        turns, rest = divmod(count, len(launches))
+        with cuda.stream(stream):
+            start.record(stream)
+            for _ in range(turns):
+                for launch in launches:
+                    launch()
+            for launch in launches[:rest]:
+                launch()
+            end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def synchronize(self) -> None:
+        """Waits for everything that was launched."""
+        self.torch.cuda.synchronize(self.place)
+
+    def replayable(
+        self, launches: Sequence[Launch], count: int
+    ) -> tuple[Sequence[Launch], int]:
+        """Returns the replay of a CUDA graph of about `count` launches.
+
+        One replay costs the host about as much as one launch, so launch-bound kernels run
+        back to back. Inputs keep their addresses, so new values in them are seen.
+        """
+        torch = self.torch
+        turns = max(1, round(count / len(launches)))
+        side = torch.cuda.Stream(self.place)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for launch in launches:
+                launch()
+        torch.cuda.current_stream().wait_stream(side)
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(turns):
+                for launch in launches:
+                    launch()
+        return (graph.replay,), turns * len(launches)
+
+
+def open_device(name: str) -> Cpu | Cuda:
+    """Returns the device called `cpu`, `cuda` or `cuda:N`."""
+    kind, _, number = name.partition(":")
+    if name == "cpu":
+        return Cpu()
+    if kind == "cuda" and (not number or number.isdecimal()):
+        return Cuda(int(number or os.environ.get("LOCAL_RANK", 0)))
+    raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {name!r}.")
+
+
+def import_torch() -> Any:
+    """Returns the module torch."""
+    try:
+        return importlib.import_module("torch")  # an extra; slow to import
+    except ImportError as error:
+        raise Unavailable(
+            "measure: expected torch, got none; pip install 'jaxlens[measure]'."
+        ) from error
+
+
+def uuid_of(properties: Any) -> str | None:
+    """Returns the UUID of a GPU as NVML spells it, None where torch does not tell."""
+    uuid = getattr(properties, "uuid", None)
+    if uuid is None:
+        return None
+    text = str(uuid)
+    return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns what the processor calls itself."""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> float:
+    """Returns the size of the processor's last cache; 32 MiB where it is not shown."""
+    sizes = []
+    for size in root.glob("index*/size"):
+        text = size.read_text().strip()
+        unit = {"K": 2**10, "M": 2**20}.get(text[-1:], 1)
+        sizes.append(float(text.rstrip("KM")) * unit)
+    return max(sizes, default=32.0 * 2**20)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether `error` says that the device's memory is full."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text

@@ -1,0 +1,52 @@
+"""Which cases a run measures: a suite, cut to its time."""
+
+from jaxlens.measure.cases import Case
+from jaxlens.measure.coresets import coreset
+from jaxlens.measure.devices import Device
+from jaxlens.measure.gradients import features
+from jaxlens.measure.provenance import chip_id
+from jaxlens.measure.requests import Request
+from jaxlens.measure.suites import (
+    collectives,
+    full,
+    overlap_pairs,
+    serving,
+    sm_shares,
+)
+from jaxlens.measure.windows import Rules
+from jaxlens.profiles import known_chips, load_profile
+
+# Allocation, compilation and sizing of windows, beside what the rules ask for.
+PREPARATION_SECONDS = {"cpu": 0.3, "cuda": 0.8}
+REPEAT_SHARE = 1.3  # windows beyond the fewest that cases take on average
+REFERENCE_CHIP = "h100-sxm"  # whose gradients stand in for devices without a profile
+
+
+def plan(request: Request, device: Device, rules: Rules, ranks: int) -> list[Case]:
+    """Returns the cases to measure, in order. Several ranks measure collectives only."""
+    if ranks > 1:
+        return collectives(ranks, device)
+    if request.suite == "overlap":
+        return [*overlap_pairs(device), *sm_shares(device)]
+    if request.suite == "serving":
+        return serving(device)
+    cases = full(device, request.operations)
+    if request.suite == "full" or request.seconds is None:
+        return cases
+    size = coreset_size(request, device, rules)
+    if size >= len(cases):
+        return cases
+    chip = chip_id(device.name)
+    profile = load_profile(chip if chip in known_chips() else REFERENCE_CHIP)
+    return coreset(cases, features(cases, profile), size)
+
+
+def coreset_size(request: Request, device: Device, rules: Rules) -> int:
+    """Returns how many cases fit into the budget of `request`, at least one."""
+    assert request.seconds is not None
+    per_case = (
+        PREPARATION_SECONDS[device.kind]
+        + 1.25 * rules.warmup_seconds
+        + 1.1 * REPEAT_SHARE * rules.fewest_windows * rules.window_seconds
+    )
+    return max(1, int(request.seconds / (request.runs * per_case)))
