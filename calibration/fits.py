@@ -58,7 +58,7 @@ def fit(
     loss = partial(_loss, residuals, parameters, weights, options)
     keys = jax.random.PRNGKey(options.seed)
     starts = 0.5 * jax.random.normal(keys, (options.starts, len(parameters.scores)))
-    starts = starts.at[0].set(0.0)
+    starts = starts.at[0].set(0.0)  # the priors themselves
     found = jax.vmap(partial(_descend, loss, options))(starts)
     losses = jax.vmap(loss)(found)
     best = found[jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))]

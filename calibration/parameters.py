@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.hardware import Chip, Stack
 from jaxlens.profiles import load_profile_card
+from jaxlens.pytrees import pytree, static
 
 Scores = Float[Array, " score"]
 RowScores = Float[Array, "row coefficient"]
@@ -74,17 +75,17 @@ class Score:
     weight: float  # of the score in u
 
 
-@dataclass(frozen=True, kw_only=True)
+@pytree
 class Parameters:
     """The scores of a fit, and the priors of every row."""
 
-    scores: tuple[Score, ...]
-    coefficients: tuple[str, ...]
-    membership: np.ndarray  # score x row: weight of the score in the row's u
-    selector: np.ndarray  # score x coefficient: which coefficients it moves
-    prior: np.ndarray  # row x coefficient
-    spread: np.ndarray  # row x coefficient, of the logarithm
-    fixed: dict[str, np.ndarray]  # all coefficients of all rows, at their priors
+    scores: tuple[Score, ...] = static()
+    coefficients: tuple[str, ...] = static()
+    membership: Array  # score x row: weight of the score in the row's u
+    selector: Array  # score x coefficient: which coefficients it moves
+    prior: RowScores
+    spread: RowScores  # of the logarithm
+    fixed: dict[str, Array]  # all coefficients of all rows, at their priors
 
 
 def parameters(

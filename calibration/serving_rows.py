@@ -1,6 +1,8 @@
 """Measured serving runs as the loads that they put on an engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +10,28 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens.calibration.measured_tables import Table
-from jaxlens.calibration.stacked_steps import StackedStep, line, stacked_step
+from jaxlens.calibration.stacked_steps import (
+    StackedStep,
+    line,
+    stacked_step,
+    widened,
+)
 from jaxlens.deployments import UNLIMITED, Deployment, Workload
 from jaxlens.hardware import Chip, Stack
 from jaxlens.loading import load_model
+from jaxlens.loads import Load
 from jaxlens.pytrees import pytree
 from jaxlens.rooflines import Machine
-from jaxlens.serving import StepCost, host_seconds, machine, settle, traffic
-from jaxlens.loads import Load
-from jaxlens.steps import items
+from jaxlens.serving import (
+    StepCost,
+    Traffic,
+    host_seconds,
+    machine,
+    settle,
+    traffic,
+)
+from jaxlens.steps import Item, items
+from jaxlens.transformers import Model
 
 Rows = Float[Array, " row"]
 
@@ -26,13 +41,15 @@ DEFAULT_CV = 0.5  # spread of output lengths where a table does not give one
 
 @pytree
 class ServingRows:
-    """Rows of serving tables, ready to be priced with any coefficients."""
+    """Rows of serving tables, ready to be priced with any coefficients.
 
-    deployment: Deployment  # leaves: one number per row
-    decode: StackedStep
-    mixed: StackedStep
-    decode_load: Load
-    mixed_load: Load
+    Decode-only and mixed steps are stacked, one after the other, so that both are priced
+    by one pass: leaves of `steps`, `loads` and `deployments` have twice as many rows.
+    """
+
+    deployments: Deployment
+    steps: StackedStep
+    loads: Load
     mixed_share: Rows
 
 
@@ -85,12 +102,12 @@ def workload_of(table: Table) -> Workload:
     )
 
 
-def serving_rows(table: Table, chunk_tokens: Mapping[str, Stack]) -> ServingRows:
+def serving_rows(table: Table, stacks: Mapping[str, Stack]) -> ServingRows:
     """Returns the rows of a serving table; row order is that of the table.
 
     Args:
         table: Rows of the kind `serving`.
-        chunk_tokens: Stack by id, for its token budget.
+        stacks: Stack by id, for its token budget.
     """
     deployment, workload = deployment_of(table), workload_of(table)
     keys = list(
@@ -114,61 +131,69 @@ def serving_rows(table: Table, chunk_tokens: Mapping[str, Stack]) -> ServingRows
         lengths = jax.tree.map(
             lambda leaf, rows=padded: jnp.asarray(leaf[rows]), workload
         )
-        carried = traffic(chunk_tokens[key[3]], local, lengths)
-        decode_groups.append(
-            (items(model, local, carried.decode, ("decode",)), len(padded))
+        carried, decode, mixed = jax.vmap(partial(_asked, model, stacks[key[3]]))(
+            local, lengths
         )
-        mixed_groups.append(
-            (items(model, local, carried.mixed, ("decode", "prefill")), len(padded))
-        )
-        carried_parts.append(
-            jax.tree.map(
-                lambda leaf, n=len(padded): jnp.broadcast_to(
-                    jnp.asarray(leaf, float), (n,)
-                ),
-                carried,
-            )
-        )
+        decode_groups.append((decode, len(padded)))
+        mixed_groups.append((mixed, len(padded)))
+        carried_parts.append(carried)
         order.append(np.where(np.arange(len(padded)) < len(chosen), padded, len(keys)))
     back = np.argsort(np.concatenate(order), kind="stable")[: len(keys)]
     carried = jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves)[back], *carried_parts
     )
-    restore = lambda step: jax.tree.map(lambda leaf: leaf[back], step)  # noqa: E731
+    decode, mixed = stacked_step(decode_groups), stacked_step(mixed_groups)
+    width = mixed.layers.shape[1]
+    steps = _twice(lambda a, b: (a[back], b[back]), widened(decode, width), mixed)
     return ServingRows(
-        deployment=jax.tree.map(jnp.asarray, deployment),
-        decode=restore(stacked_step(decode_groups)),
-        mixed=restore(stacked_step(mixed_groups)),
-        decode_load=carried.decode,
-        mixed_load=carried.mixed,
+        deployments=_twice(lambda a, b: (a, b), deployment, deployment),
+        steps=steps,
+        loads=_twice(lambda a, b: (a, b), carried.decode, carried.mixed),
         mixed_share=carried.mixed_share,
     )
 
 
+def _twice(pair: Callable[..., tuple[Any, Any]], first: Any, second: Any) -> Any:
+    """Leaves of both trees, one after the other."""
+    return jax.tree.map(lambda a, b: jnp.concatenate(pair(a, b)), first, second)
+
+
+def _asked(
+    model: Model, stack: Stack, deployment: Deployment, workload: Workload
+) -> tuple[Traffic, list[Item], list[Item]]:
+    """What one run carries, and what its decode-only and mixed steps ask for."""
+    carried = traffic(stack, deployment, workload)
+    decode = items(model, deployment, carried.decode, ("decode",))
+    mixed = items(model, deployment, carried.mixed, ("decode", "prefill"))
+    return carried, decode, mixed
+
+
 def predict_rows(rows: ServingRows, chip: Chip, stack: Stack) -> ServingPrediction:
     """Returns the prediction of every row; leaves of `chip` and `stack` are per row."""
-    decode = _price(rows.decode, rows.decode_load, rows.deployment, chip, stack)
-    mixed = _price(rows.mixed, rows.mixed_load, rows.deployment, chip, stack)
+    chips, stacks = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), (chip, stack))
+    both = _price(rows, chips, stacks)
+    count = rows.mixed_share.shape[0]
     share = rows.mixed_share
-    seconds = decode.seconds + share * (mixed.seconds - decode.seconds)
-    joules = decode.joules + share * (mixed.joules - decode.joules)
-    layout = rows.deployment
+
+    def mean(values: Rows) -> Rows:
+        return values[:count] + share * (values[count:] - values[:count])
+
+    seconds, joules = mean(both.seconds), mean(both.joules)
+    layout = jax.tree.map(lambda leaf: leaf[:count], rows.deployments)
     gpus = layout.tensor_parallel * layout.pipeline_parallel * layout.data_parallel
     return ServingPrediction(
         seconds_per_step=seconds,
         joules_per_output_token=joules * gpus / layout.batch,
-        seconds_decode_step=decode.seconds,
+        seconds_decode_step=both.seconds[:count],
         watts=joules * gpus / seconds,
     )
 
 
-def _price(
-    step: StackedStep, load: Load, deployment: Deployment, chip: Chip, stack: Stack
-) -> StepCost:
-    at_clock: Machine = machine(chip, stack, deployment)
-    whole = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, deployment.batch.shape), at_clock
-    )
-    summed = line(step, whole, deployment.communication_sms)
-    host = host_seconds(stack, deployment, load)
-    return settle(summed, {}, host, chip, stack, deployment)
+def _price(rows: ServingRows, chip: Chip, stack: Stack) -> StepCost:
+    deployments = rows.deployments
+    at_clock: Machine = machine(chip, stack, deployments)
+    shape = deployments.batch.shape
+    whole = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), at_clock)
+    summed = line(rows.steps, whole, deployments.communication_sms)
+    host = host_seconds(stack, deployments, rows.loads)
+    return settle(summed, {}, host, chip, stack, deployments)

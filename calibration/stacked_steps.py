@@ -63,6 +63,26 @@ def stacked_step(groups: Sequence[tuple[Sequence[Item], int]]) -> StackedStep:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def widened(step: StackedStep, width: int) -> StackedStep:
+    """Returns `step` with columns of nothing up to `width` operations."""
+
+    def filled(leaf: Array) -> Array:
+        missing = width - leaf.shape[1]
+        # The last operation again, in no layer: any valid numbers will do.
+        return jnp.concatenate([leaf, jnp.repeat(leaf[:, -1:], missing, axis=1)], axis=1)
+
+    work = jax.tree.map(filled, step.work)
+    layers = jnp.pad(step.layers, ((0, 0), (0, width - step.layers.shape[1])))
+    return replace(
+        step,
+        work=work,
+        layers=layers,
+        roles=filled(step.roles),
+        sampled=filled(step.sampled),
+        repeats=filled(step.repeats),
+    )
+
+
 def _group(items: list[Item], rows: int, works: int, sent: int) -> StackedStep:
     kernels = [i for i in items if isinstance(i.asks, Work)]
     messages = [i for i in items if isinstance(i.asks, Message)]

@@ -113,8 +113,8 @@ def send(
 
 def _split(ranks: Scalar, chip: Chip, stride: Scalar = 1.0) -> tuple[Scalar, Scalar]:
     """Ranks inside a node and nodes. The kink at a full node is real: costs jump there."""
-    nodes = jnp.maximum(1.0, ranks * stride / chip.node_gpus)
-    far = jnp.minimum(nodes, ranks)  # a rank may span nodes: each then has its own
+    share = jnp.minimum(1.0, stride / chip.node_gpus)  # a rank may span several nodes
+    far = jnp.maximum(1.0, ranks * share)
     return ranks / far, far
 
 

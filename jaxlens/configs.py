@@ -65,6 +65,7 @@ def shape_from_config(
         parallel_blocks=values.flag("parallel_blocks"),
         max_context=positions,
         language_head=values.flag("language_head", True),
+        truncated_sampling=values.flag("truncated_sampling", True),
         formats=weight_formats(values),
         kv_format=kv_format(values),
     )

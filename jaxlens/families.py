@@ -10,6 +10,9 @@ of the Llama family, and a few architectural facts that no key states:
     weights on each query and key head norms_per_layer, parallel_blocks,
     position_offset, causal, language_head
 
+`truncated_sampling` is False for a family whose published generation_config.json sets
+neither top_p nor top_k: an engine that follows it never sorts the vocabulary.
+
 Source: the configuration and modelling classes of HuggingFace transformers 4.57, 2025,
 https://github.com/huggingface/transformers/tree/main/src/transformers/models.
 """
@@ -78,7 +81,11 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "gemma4": _GEMMA4,
         "gemma4_text": _GEMMA4,
         "gpt2": _GPT2,
-        "gpt_oss": {"attention_bias": True, "expert_bias": True},
+        "gpt_oss": {
+            "attention_bias": True,
+            "expert_bias": True,
+            "truncated_sampling": False,
+        },
         "gptj": {
             "intermediate_size": None,
             "mlp_matrices": 2,

@@ -101,12 +101,12 @@ def prefill_extents(block: Block, load: Load) -> Extents:
     window = block.sizes.get("window", NO_WINDOW)
     causal = block.sizes.get("causal", 1.0)
     queries, past = load.prefill_tokens, load.prefill_past
+    # No wider than what is there: gradients would be differences of huge numbers.
+    window = jnp.minimum(window, past + queries)
     read = jnp.minimum(past + queries, window + queries)
     growing = jnp.clip(window - past, 0.0, queries)  # queries before the window is full
     seen = growing * (past + 0.5 * (growing + 1.0)) + (queries - growing) * window
-    seen = causal * seen / queries + (1.0 - causal) * jnp.minimum(
-        past + queries, window
-    )
+    seen = causal * seen / queries + (1.0 - causal) * window
     chunks = jnp.maximum(1.0, queries / SCAN_CHUNK_TOKENS)
     return {
         "n": load.prefill_sequences,

@@ -135,7 +135,9 @@ def test_power_does_not_depend_on_where_the_counter_steps():
 
 
 def test_power_without_a_counter_is_the_mean_of_samples():
-    readings = [Reading(at_seconds=t, watts=w) for t, w in ((0, 100), (1, 200), (2, 200))]
+    readings = [
+        Reading(at_seconds=t, watts=w) for t, w in ((0, 100), (1, 200), (2, 200))
+    ]
     assert steady_watts(readings) == 175.0
     assert steady_watts([Reading(at_seconds=0.0), Reading(at_seconds=1.0)]) is None
 
@@ -223,11 +225,14 @@ def test_green_contexts_are_given_back_on_errors():
 
 def test_green_contexts_need_a_driver_that_has_them():
     with (
-        pytest.raises(Unavailable, match="12.4 or later"),
+        pytest.raises(Unavailable, match=r"12\.4 or later"),
         green_context(8, driver=FakeDriver(failing="old driver")),
     ):
         pytest.fail("the block has to be left out")
-    with pytest.raises(ValueError, match="1 to 132"), green_context(0, driver=FakeDriver()):
+    with (
+        pytest.raises(ValueError, match="1 to 132"),
+        green_context(0, driver=FakeDriver()),
+    ):
         pytest.fail("the block has to be left out")
 
 

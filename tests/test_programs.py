@@ -1,8 +1,7 @@
 import pytest
 
 from jaxlens import Einsum
-from jaxlens.programs import collectives, kernels, op_table, program
-from jaxlens.transformers import (
+from jaxlens.layers import (
     DENSE,
     EMBEDDING,
     GROUPED_QUERY,
@@ -13,6 +12,7 @@ from jaxlens.transformers import (
     SHARED,
     STATE_SPACE,
 )
+from jaxlens.programs import collectives, kernels, op_table, program
 
 
 def implied(operations, sequence_parallel=False, fused=True):

@@ -6,7 +6,16 @@ from typing import Any
 
 import typer
 
-from jaxlens.cli import explore, gpus, models, predict, sensitivity, validate
+from jaxlens.cli import (
+    calibrate,
+    explore,
+    gpus,
+    measure,
+    models,
+    predict,
+    sensitivity,
+    validate,
+)
 from jaxlens.cli.jax_settings import keep_compilations
 
 USER_ERROR = 2
@@ -51,6 +60,8 @@ _register("sensitivity", sensitivity.command, sensitivity.EXAMPLES)
 _register("models", models.command, models.EXAMPLES)
 _register("gpus", gpus.command, gpus.EXAMPLES)
 _register("validate", validate.command, validate.EXAMPLES)
+_register("calibrate", calibrate.command, calibrate.EXAMPLES)
+_register("measure", measure.command, measure.EXAMPLES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ def answer(
         for name, value in vars(wall).items():
             numbers[f"wall_plug_{name}"] = float(value)
         causes["host"] = numbers["wall_plug_joules_host_per_output_token"]
-    numbers |= intervals(request)
+    numbers |= intervals(request, estimate)
     numbers["breakdown"] = {
         "joules_per_output_token_by_cause": causes,
         **{
@@ -70,21 +70,12 @@ def answer(
     return numbers
 
 
-def intervals(request: Request) -> dict[str, list[float]]:
+def intervals(request: Request, estimate: Estimate) -> dict[str, list[float]]:
     """Returns `{"joules_per_output_token_interval": [low, high], …}`.
 
     Empty where the profile does not state how far its fit is off.
     """
-    name = "jaxlens.intervals"
-    if not request.card.scatter or find_spec(name) is None:
-        return {}
-    found = importlib.import_module(name).intervals(
-        request.model,
-        request.profile,
-        request.card,
-        request.deployment,
-        request.workload,
-    )
+    found = intervals_of(estimate, request.card)
     return {
         f"{key}_interval": [float(low), float(high)]
         for key, (low, high) in found.items()

@@ -1,6 +1,7 @@
 """A device with its gauges and rules, and what it makes of one case: columns of a row."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from jaxlens.measure.cases import Case
@@ -22,10 +23,7 @@ class Bench:
     rules: Rules
     idle_watts: float | None = None  # before the first launch
     agree: Agree = float
-
-    def with_gauge(self, gauge: Gauge) -> "Bench":
-        """Returns the same bench with another gauge."""
-        return replace(self, gauge=gauge)
+    intruders: Callable[[], frozenset[int]] = frozenset  # processes that came since
 
 
 def measure_kernel(case: Case, bench: Bench) -> Columns:

@@ -45,61 +45,51 @@ def green_context(sms: int, *, index: int = 0, driver: Any = None) -> Iterator[t
     given back at the end of the block.
     """
     cuda = driver if driver is not None else load_driver()
-    device, whole = ctypes.c_int(), Resource()
-    part, rest = Resource(), Resource()
-    groups = ctypes.c_uint(1)
-    described, context, stream = (ctypes.c_void_p() for _ in range(3))
+    device = ctypes.c_int()
     _check(cuda, "cuInit", ctypes.c_uint(0))
     _check(cuda, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(index))
-    _check(
-        cuda,
-        "cuDeviceGetDevResource",
-        device,
-        ctypes.byref(whole),
-        ctypes.c_int(SM_RESOURCE),
-    )
-    if not 0 < sms <= whole.sm_count:
-        raise ValueError(f"SM share: expected 1 to {whole.sm_count} SMs, got {sms}.")
-    _check(
-        cuda,
-        "cuDevSmResourceSplitByCount",
-        ctypes.byref(part),
-        ctypes.byref(groups),
-        ctypes.byref(whole),
-        ctypes.byref(rest),
-        ctypes.c_uint(0),
-        ctypes.c_uint(sms),
-    )
-    _check(
-        cuda,
-        "cuDevResourceGenerateDesc",
-        ctypes.byref(described),
-        ctypes.byref(part),
-        ctypes.c_uint(1),
-    )
-    _check(
-        cuda,
-        "cuGreenCtxCreate",
-        ctypes.byref(context),
-        described,
-        device,
-        ctypes.c_uint(DEFAULT_STREAM),
-    )
+    part = _part(cuda, device, sms)
+    context, stream = _created(cuda, device, part), ctypes.c_void_p()
+    flags, priority = ctypes.c_uint(NON_BLOCKING), ctypes.c_int(0)
     try:
-        _check(
-            cuda,
-            "cuGreenCtxStreamCreate",
-            ctypes.byref(stream),
-            context,
-            ctypes.c_uint(NON_BLOCKING),
-            ctypes.c_int(0),
-        )
+        made = ctypes.byref(stream)
+        _check(cuda, "cuGreenCtxStreamCreate", made, context, flags, priority)
         try:
             yield stream.value, int(part.sm_count)
         finally:
             _check(cuda, "cuStreamDestroy_v2", stream)
     finally:
         _check(cuda, "cuGreenCtxDestroy", context)
+
+
+def _part(cuda: Any, device: ctypes.c_int, sms: int) -> Resource:
+    """Returns one group of at least `sms` SMs."""
+    whole, part, rest = Resource(), Resource(), Resource()
+    kind = ctypes.c_int(SM_RESOURCE)
+    _check(cuda, "cuDeviceGetDevResource", device, ctypes.byref(whole), kind)
+    if not 0 < sms <= whole.sm_count:
+        raise ValueError(f"SM share: expected 1 to {whole.sm_count} SMs, got {sms}.")
+    _check(
+        cuda,
+        "cuDevSmResourceSplitByCount",
+        ctypes.byref(part),
+        ctypes.byref(ctypes.c_uint(1)),  # groups
+        ctypes.byref(whole),
+        ctypes.byref(rest),
+        ctypes.c_uint(0),
+        ctypes.c_uint(sms),
+    )
+    return part
+
+
+def _created(cuda: Any, device: ctypes.c_int, part: Resource) -> ctypes.c_void_p:
+    """Returns a green context on the SMs of `part`."""
+    described, context = ctypes.c_void_p(), ctypes.c_void_p()
+    one, flags = ctypes.c_uint(1), ctypes.c_uint(DEFAULT_STREAM)
+    made = ctypes.byref(described), ctypes.byref(part)
+    _check(cuda, "cuDevResourceGenerateDesc", *made, one)
+    _check(cuda, "cuGreenCtxCreate", ctypes.byref(context), described, device, flags)
+    return context
 
 
 def _check(cuda: Any, function: str, *arguments: Any) -> None:

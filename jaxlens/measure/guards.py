@@ -63,6 +63,6 @@ def require_fit(found: Fitness, *, allow: bool = False) -> tuple[str, ...]:
     return (*found.notes, *found.refusals)
 
 
-def newcomers(gpu: Gpu, before: frozenset[int], own: frozenset[int]) -> frozenset[int]:
-    """Returns processes that came to the GPU after `before` and are not `own`."""
-    return gpu.processes() - before - own
+def newcomers(gpu: Gpu, before: frozenset[int]) -> frozenset[int]:
+    """Returns processes that came to the GPU since `before` was read."""
+    return gpu.processes() - before

@@ -32,4 +32,5 @@ def loaded_idle(bench: Bench, seconds: float) -> Columns:
     bench.device.synchronize()
     columns = idle(bench.gauge, seconds, wait=time.sleep)
     del held
+    columns["loaded_idle_watts"] = columns.pop("idle_watts")
     return columns

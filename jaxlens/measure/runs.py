@@ -21,6 +21,9 @@ SPECIAL: Mapping[str, Callable[[Case, Bench], Columns]] = {
     "forward": measure_step,
     "collectives": measure_collective,
 }
+# Kernels that had less than the whole GPU: their time has a name of its own, so that nobody
+# takes it for that of the kernel alone. So does that of kernels at a locked clock.
+APART = frozenset({"overlap", "sm_share"})
 ATTEMPTS = 3  # at a case that something else disturbs
 PAUSE_SECONDS = 10.0  # between them
 
@@ -62,27 +65,21 @@ def run_cases(
     tally = Tally()
     for run in range(1, runs + 1):
         for one in cases:
-            row: Row = {
-                **shared,
-                "case": one.name,
-                "kind": prefix + one.kind,
-                "run": run,
-                "weight": one.weight,
-                **dict(one.sizes),
-            }
+            identity = {"case": one.name, "kind": prefix + one.kind, "run": run}
+            row: Row = {**shared, **identity, "weight": one.weight, **dict(one.sizes)}
             late = deadline is not None and time.monotonic() > deadline
-            known = records is not None and records.has(row)
-            if bench.agree(float(known)):
+            if bench.agree(float(records is not None and records.has(row))):
                 tally.kept += 1
-                continue
-            if bench.agree(float(late)):
+            elif bench.agree(float(late)):
                 tally.left += 1
-                continue
-            row |= attempted(one, bench)
-            _count(row, tally)
-            if records is not None:
-                records.add(row)
-                report(line(row))
+            else:
+                row |= attempted(one, bench)
+                if prefix or one.kind in APART:
+                    row["limited_seconds"] = row.pop("seconds", None)
+                _count(row, tally)
+                if records is not None:
+                    records.add(row)
+                    report(line(row))
     return tally
 
 
@@ -98,14 +95,16 @@ def attempted(one: Case, bench: Bench) -> Columns:
         try:
             with bench.device.torch.inference_mode():
                 found = SPECIAL.get(one.kind, measure_kernel)(one, bench)
+            _refuse_intruders(bench)
             return {**found, "status": GOOD}
         except Disturbed as error:
             reason = f"refused: {error}"
         except Exception as error:
             if is_out_of_memory(error):
-                _free(bench)
                 return {"status": "out of memory: leave the case out or free memory"}
             return {"status": f"failed: {_first_line(error)}"}
+        finally:
+            _free(bench)
     return {"status": reason}
 
 
@@ -113,7 +112,8 @@ def line(row: Mapping[str, Any]) -> str:
     """Returns what a user sees of a row."""
     if row["status"] != GOOD:
         return f"{row['case']}: {row['status']}"
-    parts = [f"{row['seconds'] * 1e6:.4g} µs ± {row['seconds_spread']:.1%}"]
+    seconds = row.get("seconds", row.get("limited_seconds"))
+    parts = [f"{seconds * 1e6:.4g} µs ± {row['seconds_spread']:.1%}"]
     if row.get("watts") is not None:
         parts.append(f"{row['watts']:.4g} W")
     if row.get("joules") is not None:
@@ -131,6 +131,13 @@ def _count(row: Mapping[str, Any], tally: Tally) -> None:
         tally.loose += row.get("tight") is False
     else:
         tally.problems.append(f"{row['case']}: {row['status']}")
+
+
+def _refuse_intruders(bench: Bench) -> None:
+    came = bench.intruders()
+    if bench.agree(float(len(came))) and not bench.rules.allow_disturbed:
+        shown = ", ".join(map(str, sorted(came))) or "on another rank"
+        raise Disturbed(f"another process came to the GPU: pid {shown}")
 
 
 def _free(bench: Bench) -> None:

@@ -3,17 +3,18 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxlens.measure.benches import Bench
 from jaxlens.measure.clocks import locked_clock
 from jaxlens.measure.collectives import joined, ranks
-from jaxlens.measure.devices import Cuda, Device, open_device
+from jaxlens.measure.devices import Cuda, Device, import_torch, open_device
 from jaxlens.measure.gauges import Gauge, GpuGauge, cpu_gauge
-from jaxlens.measure.guards import fitness, require_fit
+from jaxlens.measure.guards import fitness, newcomers, require_fit
 from jaxlens.measure.idle import idle, loaded_idle
 from jaxlens.measure.nvml import Gpu, open_gpu
 from jaxlens.measure.plans import plan
@@ -52,6 +53,7 @@ class Station:
     gpu: Gpu | None
     idle: Mapping[str, Any]
     notes: tuple[str, ...]
+    intruders: Callable[[], frozenset[int]] = frozenset
 
 
 def measure(request: Request, report: Report = print) -> Outcome:
@@ -62,46 +64,55 @@ def measure(request: Request, report: Report = print) -> Outcome:
     if request.device != "cpu":
         keep_jax_off_the_gpu()
     records = Records(request.out) if which.leads else None
-    with station(request) as at, joined(at.device, which) as agree:
-        for note in at.notes if which.leads else ():
-            report(f"note: {note}")
-        setting = (
-            nullcontext(None)
-            if request.lock_clock_hz is None or at.gpu is None
-            else locked_clock(at.gpu, request.lock_clock_hz)
+    told = report if which.leads else _nothing
+    with (
+        station(request) as at,
+        joined(at.device, which) as agree,
+        _clocks(request, at) as clock,
+    ):
+        bench = Bench(
+            device=at.device,
+            gauge=at.gauge,
+            rules=rules(request, at.gauge),
+            idle_watts=at.idle.get("idle_watts"),
+            agree=agree,
+            intruders=at.intruders,
         )
-        with setting as clock:
-            bench = Bench(
-                device=at.device,
-                gauge=at.gauge,
-                rules=rules(request, at.gauge),
-                idle_watts=at.idle.get("idle_watts"),
-                agree=agree,
-            )
-            shared = {
-                **provenance(at.device, at.gpu, which),
-                "clock_setting": "free" if clock is None else f"{clock / 1e6:.0f} MHz",
-                "disturbances": "; ".join(at.notes),
-                "suite": request.suite,
-            }
-            if records is not None:
-                _keep_idle(records, bench, at, shared)
-            cases = plan(request, at.device, bench.rules, which.count)
-            if which.leads:
-                report(f"{len(cases)} cases on {at.device.name}")
-            limit = request.seconds
-            tally = run_cases(
-                cases,
-                bench,
-                records,
-                shared,
-                runs=request.runs,
-                deadline=None if limit is None else begin + limit,
-                # Rows at a locked clock would mislead fits that expect the boost clock.
-                prefix="" if clock is None else "clock_",
-                report=report,
-            )
+        shared = {
+            **provenance(at.device, at.gpu, which),
+            "clock_setting": "free" if clock is None else f"{clock / 1e6:.0f} MHz",
+            "disturbances": "; ".join(at.notes),
+            "suite": request.suite,
+        }
+        for note in at.notes:
+            told(f"note: {note}")
+        if records is not None:
+            _keep_idle(records, bench, at, shared)
+        cases = plan(request, at.device, bench.rules, which.count)
+        told(f"{len(cases)} cases on {at.device.name}")
+        tally = run_cases(
+            cases,
+            bench,
+            records,
+            shared,
+            runs=request.runs,
+            deadline=None if request.seconds is None else begin + request.seconds,
+            # Rows at a locked clock would mislead fits that expect the boost clock.
+            prefix="" if clock is None else "clock_",
+            report=told,
+        )
     return _outcome(request, at, records, tally, cases, time.monotonic() - begin)
+
+
+def _nothing(text: str) -> None:
+    """Reports nothing: one rank speaks for all."""
+
+
+def _clocks(request: Request, at: Station) -> AbstractContextManager[float | None]:
+    """Returns the lock of the SM clock that was asked for, or of nothing."""
+    if request.lock_clock_hz is None or at.gpu is None:
+        return nullcontext(None)
+    return locked_clock(at.gpu, request.lock_clock_hz)
 
 
 def rules(request: Request, gauge: Gauge) -> Rules:
@@ -129,6 +140,7 @@ def station(request: Request) -> Iterator[Station]:
         )
         return
     index, uuid = visible_gpu(request.device)
+    import_torch()  # before the GPU is kept waiting for it
     gpu = open_gpu(index, uuid=uuid)
     try:
         notes = require_fit(fitness(gpu), allow=request.allow_disturbed)
@@ -141,7 +153,15 @@ def station(request: Request) -> Iterator[Station]:
             gpu = open_gpu(uuid=device.uuid)
             notes = require_fit(fitness(gpu), allow=request.allow_disturbed)
             gauge = GpuGauge(gpu)
-        yield Station(device=device, gauge=gauge, gpu=gpu, idle=resting, notes=notes)
+        device.synchronize()  # opens the context, so that this process shows
+        yield Station(
+            device=device,
+            gauge=gauge,
+            gpu=gpu,
+            idle=resting,
+            notes=notes,
+            intruders=partial(newcomers, gpu, gpu.processes()),
+        )
     finally:
         gpu.close()
 

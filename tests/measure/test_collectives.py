@@ -66,7 +66,11 @@ def test_two_ranks_measure_together_and_the_first_one_writes(tmp_path):
             process.kill()
             process.communicate()
     rows = Records(out).rows
-    assert {row["operation"] for row in rows} == {"all_reduce", "all_gather", "alltoall"}
+    assert {row["operation"] for row in rows} == {
+        "all_reduce",
+        "all_gather",
+        "alltoall",
+    }
     table = read_table(
         out.with_name("links.collectives.parquet"),
         known_gpu=lambda name: True,

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import torch
 from jaxlens.calibration.tables import read_table
 from jaxlens.cli.measure import INTERRUPTED
 from jaxlens.cli.measure import measure as command
-from jaxlens.measure import runs, sessions
+from jaxlens.measure import plans, runs, sessions
 from jaxlens.measure.benches import Bench
 from jaxlens.measure.cases import case
 from jaxlens.measure.devices import Cpu, processor_name
@@ -18,6 +19,7 @@ from jaxlens.measure.gauges import CpuGauge
 from jaxlens.measure.records import Records
 from jaxlens.measure.refusals import Disturbed, Unavailable
 from jaxlens.measure.requests import Request
+from jaxlens.measure.suites import OPERATIONS, full
 from jaxlens.measure.windows import Rules
 from jaxlens.profiles import known_chips
 
@@ -46,20 +48,42 @@ def request(tmp_path, **more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    pytest.importorskip("kmedoids", reason="the extra `calibration` is not installed")
-    folder = tmp_path_factory.mktemp("run")
-    asked = request(folder, budget_seconds=6.0, runs=2)
-    return asked, sessions.measure(asked, report=lambda text: None)
+    """One small case of every kind, twice: how long it takes does not matter."""
+    asked = request(tmp_path_factory.mktemp("run"), suite="full", runs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sessions, "rules", lambda *_: SHORT)
+        patch.setattr(sessions, "plan", lambda _, device, *__: smallest(device))
+        return asked, sessions.measure(asked, report=lambda text: None)
 
 
-def test_a_quick_run_on_the_processor_measures_every_kind(run):
+def smallest(device):
+    """Returns the first case of every kind."""
+    return list({one.kind: one for one in reversed(full(device))}.values())
+
+
+def test_a_run_on_the_processor_measures_every_kind(run):
     asked, outcome = run
-    assert outcome.tally.measured > 6
     assert not outcome.tally.problems
+    assert outcome.tally.measured == 2 * len(OPERATIONS)
     assert outcome.device.startswith("cpu: ")
-    names = {path.name for path in outcome.tables}
-    assert {"run.gemm.parquet", "run.moe.parquet", "run.copy.parquet"} <= names
+    assert {path.name for path in outcome.tables} == {
+        f"run.{kind}.parquet" for kind in OPERATIONS
+    }
     assert all(path.exists() for path in (asked.out, *outcome.tables))
+    assert outcome.seconds_repeatability is not None
+    assert outcome.joules_repeatability is None
+
+
+def test_the_quick_suite_fits_its_budget(bench):
+    pytest.importorskip("kmedoids", reason="the extra `calibration` is not installed")
+    rules = Rules(window_seconds=0.2, warmup_seconds=0.1)
+    minute, ten = Request(budget_seconds=60.0), Request(budget_seconds=600.0, runs=10)
+    size = plans.coreset_size(minute, bench.device, rules)
+    assert size == plans.coreset_size(ten, bench.device, rules)
+    assert 10 < size < len(full(bench.device))
+    chosen = plans.plan(minute, bench.device, rules, 1)
+    assert len(chosen) == size
+    assert {one.kind for one in chosen[:6]} == set(OPERATIONS)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +126,13 @@ def test_every_row_carries_its_spread_and_provenance(run):
             assert name in row, name
 
 
-def test_a_second_call_measures_nothing_again(run):
+def test_a_second_call_measures_nothing_again(run, monkeypatch):
     asked, outcome = run
     before = asked.out.read_bytes()
+    monkeypatch.setattr(sessions, "plan", lambda _, device, *__: smallest(device))
     again = sessions.measure(asked, report=lambda text: None)
-    assert again.tally.measured == 0 or again.tally.left < outcome.tally.left
-    assert again.tally.kept >= outcome.tally.measured
-    if not again.tally.measured:
-        assert asked.out.read_bytes() == before
+    assert (again.tally.measured, again.tally.kept) == (0, outcome.tally.measured)
+    assert asked.out.read_bytes() == before
 
 
 def test_what_is_left_when_the_time_is_over_is_counted(bench, tmp_path):
@@ -139,11 +162,22 @@ def test_a_case_that_fails_is_kept_with_its_reason(
     monkeypatch.setattr(runs, "measure_kernel", fail)
     monkeypatch.setattr(runs, "PAUSE_SECONDS", 0.0)
     records = Records(tmp_path / "run.parquet")
-    tally = runs.run_cases(SMALL, bench, records, {"gpu": "x"}, report=lambda text: None)
+    tally = runs.run_cases(
+        SMALL, bench, records, {"gpu": "x"}, report=lambda text: None
+    )
     assert (tally.measured, len(tally.problems)) == (1, 1)
     assert records.rows[0]["status"].startswith(status)
     assert not records.kind_path("gemm").exists()
     assert records.kind_path("copy").exists()
+
+
+def test_a_process_that_comes_to_the_gpu_spoils_a_case(bench, monkeypatch):
+    monkeypatch.setattr(runs, "PAUSE_SECONDS", 0.0)
+    shared = dataclasses.replace(bench, intruders=lambda: frozenset({4711}))
+    assert "pid 4711" in runs.attempted(SMALL[0], shared)["status"]
+    allowing = dataclasses.replace(SHORT, allow_disturbed=True)
+    shared = dataclasses.replace(shared, rules=allowing)
+    assert runs.attempted(SMALL[0], shared)["status"] == "ok"
 
 
 def test_an_interrupt_keeps_what_was_measured(bench, tmp_path, monkeypatch, capsys):
@@ -211,6 +245,19 @@ def test_a_product_and_a_copy_run_beside_each_other(bench):
     }
     if found["status"] == "ok":
         assert found["seconds"] > 0.0 and found["product_slowdown"] > 0.1
+
+
+def test_a_product_beside_a_copy_is_not_taken_for_a_product(
+    bench, tmp_path, monkeypatch
+):
+    found = {"seconds": 1.0, "seconds_spread": 0.0}
+    monkeypatch.setattr(runs, "SPECIAL", {"overlap": lambda *_: found})
+    sizes = {"m": 1, "n": 1, "k": 1, "dtype": "float32", "copied_bytes": 8}
+    records = Records(tmp_path / "run.parquet")
+    one = case("overlap", sizes)
+    runs.run_cases([one], bench, records, {"gpu": "x"}, report=lambda text: None)
+    with pytest.raises(ValueError, match="expected the columns"):
+        read_table(records.kind_path("overlap"))
 
 
 def test_sm_shares_need_a_gpu(bench):

@@ -1,0 +1,235 @@
+"""Fit of chip and stack coefficients to serving runs, with cross-validation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxlens.calibration import fits, scores
+from jaxlens.calibration.fits import Fit, Options
+from jaxlens.calibration.freedoms import SERVING
+from jaxlens.calibration.measured_tables import Table
+from jaxlens.calibration.parameters import (
+    Freedom,
+    Parameters,
+    coefficients,
+    parameters,
+    row_scores,
+)
+from jaxlens.calibration.serving_rows import ServingRows, predict_rows, serving_rows
+from jaxlens.models import load_shape
+from jaxlens.profiles import load_profile_card, load_stack
+from jaxlens.pytrees import pytree
+
+TARGETS = ("joules_per_output_token", "latency_seconds")
+
+
+@pytree
+class Evidence:
+    """Rows of all tables and what was measured on them; traced, never folded in."""
+
+    rows: ServingRows
+    parameters: Parameters
+    measured: Array  # row x target; NaN where a table says nothing
+    weights: Array  # row x target
+
+    def residuals(self, u: Array) -> Array:
+        """Returns log(predicted / measured), row x target; 0 where nothing is known."""
+        chip, stack = coefficients(self.parameters, u)
+        said = predict_rows(self.rows, chip, stack)
+        values = jnp.stack([said.joules_per_output_token, said.seconds_per_step], axis=1)
+        known = jnp.isfinite(self.measured)
+        measured = jnp.where(known, self.measured, 1.0)
+        return jnp.where(known, jnp.log(values / measured), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Evidence, and the labels by which rows are grouped."""
+
+    evidence: Evidence
+    labels: Mapping[str, np.ndarray]  # chip, stack, architecture, gpus, ... of each row
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation:
+    """Residuals of rows that the fit has not seen."""
+
+    residuals: np.ndarray  # row x target
+    folds: np.ndarray  # label of each row
+
+
+def problem(
+    tables: Sequence[Table], freedom: Mapping[str, Freedom] = SERVING
+) -> Problem:
+    """Returns the rows of serving tables that can be fitted: clean, one replica a GPU."""
+    kept = [table.subset(_usable(table)) for table in tables]
+    joined = _join([table for table in kept if len(table)])
+    cards = {
+        pair: load_profile_card(*pair, shipped=False)
+        for pair in zip(joined["gpu"], joined["stack"], strict=True)
+    }
+    pairs = [cards[p] for p in zip(joined["gpu"], joined["stack"], strict=True)]
+    gpus, stacks = [card.chip for card in pairs], [card.stack for card in pairs]
+    measured = np.stack([np.asarray(joined[name], float) for name in TARGETS], axis=1)
+    labels = {
+        "gpu": np.array(gpus),
+        "stack": np.array(stacks),
+        "model": np.asarray(joined["model"]).astype(str),
+        "gpus": np.asarray(joined["gpus"], float).astype(int).astype(str),
+        "architecture": architectures(joined["model"]),
+        **{
+            name: np.asarray(joined[name]).astype(str)
+            for name in ("workload", "source")
+            if name in joined.columns
+        },
+    }
+    loaded = {name: load_stack(name) for name in dict.fromkeys(joined["stack"])}
+    evidence = Evidence(
+        rows=serving_rows(joined, loaded),
+        parameters=parameters(gpus, stacks, freedom),
+        measured=measured,
+        weights=_weights(labels)[:, None] * np.isfinite(measured),
+    )
+    return Problem(evidence=evidence, labels=labels)
+
+
+def architectures(models: Sequence[str]) -> np.ndarray:
+    """Returns a label of the layer shape of each model: folds must not share one."""
+    shapes = {model: load_shape(model) for model in dict.fromkeys(map(str, models))}
+    keys = {
+        model: (shape.width, shape.vocabulary, shape.mixers, shape.feeds)
+        for model, shape in shapes.items()
+    }
+    names: dict[Any, str] = {}
+    for model, key in keys.items():
+        names.setdefault(key, model)
+    return np.array([names[keys[str(model)]] for model in models])
+
+
+def solve(task: Problem, options: Options) -> Fit:
+    """Returns the fit to all rows."""
+    return jax.block_until_ready(_solve(task.evidence, options))
+
+
+# A fit runs for a second and would compile for a minute: cheap code is the faster one.
+QUICK_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+@partial(jax.jit, static_argnums=1, compiler_options=QUICK_COMPILE)
+def _solve(evidence: Evidence, options: Options) -> Fit:
+    return fits.fit(
+        evidence.residuals, evidence.parameters, evidence.weights, options
+    )
+
+
+def residuals_at(task: Problem, scores: Array) -> np.ndarray:
+    """Returns residuals of all rows at `scores`."""
+    return np.asarray(_residuals(task.evidence, scores))
+
+
+@partial(jax.jit, compiler_options=QUICK_COMPILE)
+def _residuals(evidence: Evidence, scores: Array) -> Array:
+    return evidence.residuals(row_scores(evidence.parameters, scores))
+
+
+def cross_validate(
+    task: Problem, folds: np.ndarray, options: Options, start: Array
+) -> CrossValidation:
+    """Returns residuals of every row under the fit without its fold, all in one compile."""
+    labels = list(dict.fromkeys(folds))
+    masks = jnp.asarray(np.stack([folds != label for label in labels]), float)
+    every = np.asarray(_left_out(task.evidence, masks, options, start))
+    residuals = np.zeros_like(every[0])
+    for position, label in enumerate(labels):
+        residuals[folds == label] = every[position][folds == label]
+    return CrossValidation(residuals=residuals, folds=folds)
+
+
+@partial(jax.jit, static_argnums=2, compiler_options=QUICK_COMPILE)
+def _left_out(
+    evidence: Evidence, masks: Array, options: Options, start: Array
+) -> Array:
+    def one(mask: Array) -> Array:
+        weights = evidence.weights * mask[:, None]
+        found = fits.refit(
+            evidence.residuals, evidence.parameters, weights, options, start
+        )
+        return evidence.residuals(row_scores(evidence.parameters, found.scores))
+
+    return jax.lax.map(one, masks)
+
+
+def random_folds(rows: int, count: int = 10, seed: int = 0) -> np.ndarray:
+    """Returns labels of `count` random folds of equal size."""
+    return np.random.default_rng(seed).permutation(rows) % count
+
+
+def error_report(
+    task: Problem, residuals: np.ndarray, by: str = "gpu"
+) -> dict[str, dict[str, Any]]:
+    """Returns errors of energy and latency by the label `by`."""
+    measured = np.asarray(task.evidence.measured)
+    predicted = measured * np.exp(residuals)
+    result: dict[str, dict[str, Any]] = {}
+    for label in dict.fromkeys(task.labels[by]):
+        chosen = task.labels[by] == label
+        result[str(label)] = {
+            name: scores.summary(
+                predicted[chosen & known, column], measured[chosen & known, column]
+            )
+            for column, name in enumerate(("energy", "latency"))
+            if (known := np.isfinite(measured[:, column])).any()
+            and (chosen & known).any()
+        }
+    return result
+
+
+def _usable(table: Table) -> np.ndarray:
+    """Rows to learn from: clean, with known lengths, one engine on each GPU."""
+    usable = np.isfinite(np.asarray(table["prompt_tokens"], float))
+    usable &= np.isfinite(np.asarray(table["concurrency"], float))
+    if table.has("clean"):
+        usable &= np.asarray(table["clean"], float) != 0.0
+    if table.has("replicas"):
+        replicas = np.asarray(table["replicas"], float)
+        usable &= ~(replicas > 1.0)
+    return usable
+
+
+def _weights(labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """1 / sqrt(rows of the same architecture, chip and stack), of mean one."""
+    keys = list(
+        zip(labels["architecture"], labels["gpu"], labels["stack"], strict=True)
+    )
+    count = {key: keys.count(key) for key in dict.fromkeys(keys)}
+    weights = np.array([1.0 / np.sqrt(count[key]) for key in keys])
+    return weights / weights.mean()
+
+
+def _join(tables: Sequence[Table]) -> Table:
+    """All rows as one table; columns that one of them lacks are unknown there."""
+    if not tables:
+        raise ValueError("calibrate: expected at least one usable row, got none.")
+    names = dict.fromkeys(name for table in tables for name in table.columns)
+    columns = {}
+    for name in names:
+        parts = []
+        numeric = any(
+            table.has(name) and np.asarray(table[name]).dtype.kind == "f"
+            for table in tables
+        )
+        for table in tables:
+            empty = np.full(len(table), np.nan) if numeric else np.full(len(table), "")
+            parts.append(np.asarray(table[name]) if name in table.columns else empty)
+        columns[name] = np.concatenate(parts)
+    numbers = np.concatenate([table.row_numbers for table in tables])
+    return replace(tables[0], columns=columns, row_numbers=numbers)

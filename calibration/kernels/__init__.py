@@ -1,0 +1,1 @@
+"""Few-coefficient formulas for kernels and collectives, fitted on measured op tables."""

@@ -1,0 +1,119 @@
+"""What a kernel formula is made of: coefficients with a unit, a prior and its source."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+Values = Mapping[str, Array]
+Features = Mapping[str, Array]
+LogTarget = Callable[[Values, Features], Array]
+Columns = Mapping[str, np.ndarray]
+Labels = tuple[str, ...]
+SCORED_SECONDS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficient:
+    """One coefficient, fitted as a standard score z of its prior.
+
+    scale "log": prior exp(spread z); "share": the same for the odds of a share of one;
+    "linear": prior + spread z.
+    """
+
+    name: str
+    unit: str
+    prior: float
+    spread: float
+    source: str
+    scale: Literal["log", "share", "linear"] = "log"
+
+
+def value_of(coefficient: Coefficient, score: Array) -> Array:
+    """Returns the value of a coefficient at a standard score."""
+    prior, moved = coefficient.prior, coefficient.spread * score
+    if coefficient.scale == "linear":
+        return prior + moved
+    if coefficient.scale == "share":
+        odds = prior / (1.0 - prior) * jnp.exp(moved)
+        return odds / (1.0 + odds)
+    return prior * jnp.exp(moved)
+
+
+def values_of(coefficients: Sequence[Coefficient], scores: Array) -> dict[str, Array]:
+    """Returns the values of all coefficients, by name."""
+    return {c.name: value_of(c, scores[..., i]) for i, c in enumerate(coefficients)}
+
+
+def scaled(
+    name: str, unit: str, prior: float, spread: float, why: str = ""
+) -> Coefficient:
+    """Returns a coefficient above zero."""
+    return Coefficient(
+        name=name, unit=unit, prior=prior, spread=spread, source=_source(why)
+    )
+
+
+def share(name: str, prior: float, spread: float, why: str = "") -> Coefficient:
+    """Returns a coefficient between zero and one."""
+    return Coefficient(
+        name=name,
+        unit="1",
+        prior=prior,
+        spread=spread,
+        source=_source(why),
+        scale="share",
+    )
+
+
+def _source(why: str) -> str:
+    return f"prior: {why or 'order of magnitude on current accelerators'}"
+
+
+def corrections(*names: str, spread: float) -> tuple[Coefficient, ...]:
+    """Returns the coefficients of a correction: zero unless the data insist."""
+    return tuple(
+        Coefficient(
+            name=name,
+            unit="1",
+            prior=0.0,
+            spread=spread,
+            source="prior: no correction",
+            scale="linear",
+        )
+        for name in names
+    )
+
+
+def _long_launches(columns: Columns) -> np.ndarray:
+    return columns["seconds"] >= SCORED_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One kind of measured table, and the formula that explains it.
+
+    Attributes:
+        kind: Name of the table's schema.
+        coefficients: What is fitted.
+        log_target: The formula of log seconds or log watts; element-wise in rows.
+        features: Its inputs, from the columns of a table.
+        levels: Columns that name a group, from the coarsest pool to the group itself.
+        shape: Columns that name a shape: rows that share them are held out together.
+        must_match: Columns in which a stand-in for an unknown group has to agree.
+        rows: Most rows of a group that are fitted.
+        scored: Rows that count in full; launches of at least 10 us by default.
+    """
+
+    kind: str
+    coefficients: tuple[Coefficient, ...]
+    log_target: LogTarget
+    features: Callable[[Columns], dict[str, np.ndarray]]
+    levels: tuple[Labels, ...]
+    shape: Labels
+    must_match: Labels
+    rows: int
+    scored: Callable[[Columns], np.ndarray] = field(default=_long_launches)

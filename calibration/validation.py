@@ -1,0 +1,174 @@
+"""Errors of predictions against measured tables, of every kind that can be read."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlens.calibration import scores
+from jaxlens.calibration.measured_tables import Table
+from jaxlens.calibration.serving_rows import predict_rows, serving_rows
+from jaxlens.calibration.tables import read_table
+from jaxlens.profiles import Profile, load_profile, load_profile_card, load_stack
+
+Predictions = Mapping[str, np.ndarray]  # by quantity; NaN where nothing is said
+
+# What is judged of a kind of table: name in the report -> column that was measured.
+TARGETS: Mapping[str, Mapping[str, str]] = {
+    "serving": {
+        "energy": "joules_per_output_token",
+        "latency": "latency_seconds",
+    },
+    "forward": {"time": "seconds", "energy": "joules"},
+    "gemm": {"time": "seconds", "energy": "joules"},
+    "attention_prefill": {"time": "seconds", "energy": "joules"},
+    "attention_decode": {"time": "seconds", "energy": "joules"},
+    "moe": {"time": "seconds", "energy": "joules"},
+    "collectives": {"time": "seconds"},
+    "alltoall": {"dispatch_time": "dispatch_seconds", "combine_time": "combine_seconds"},
+    "clocks_voltage": {"voltage": "volts"},
+    "clocks_idle": {"power": "idle_watts"},
+    "powercap": {"energy": "joules_per_output_token"},
+}
+NOISE_FLOOR = (
+    "noise floor: three pairs of repeated ML.ENERGY v3 runs differ by 5-19 % in J/token"
+)
+
+
+def validate(
+    tables: Iterable[str | Path],
+    profile: str | Path | None = None,
+    by: Sequence[str] = (),
+    *,
+    kind: str | None = None,
+    gpu: str | None = None,
+    stack: str | None = None,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Returns errors as fractions: overall, and by the values of the columns `by`.
+
+    Args:
+        tables: Files that `jaxlens.calibration.tables.read_table` reads.
+        profile: A fitted profile; by default the shipped one of each row's pair.
+        by: Columns to group by.
+        kind: Kind of table, where columns do not tell.
+        gpu: Chip of tables without that column.
+        stack: Stack of tables without that column.
+        strict: Whether a bad row is an error instead of being set aside.
+    """
+    read = [
+        read_table(path, kind=kind, gpu=gpu, stack=stack, strict=strict)
+        for path in tables
+    ]
+    if not read:
+        raise ValueError("validate: expected at least one table, got none.")
+    kinds = dict.fromkeys(table.kind for table in read)
+    if len(kinds) > 1:
+        raise ValueError(
+            f"validate: expected tables of one kind, got {', '.join(kinds)}; "
+            f"validate each kind by itself."
+        )
+    predicted = [predict_table(table, profile) for table in read]
+    return report(read, predicted, by)
+
+
+def report(
+    tables: Sequence[Table], predicted: Sequence[Predictions], by: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the errors of `predicted` against `tables` of one kind."""
+    kind = tables[0].kind
+    columns = {
+        name: np.concatenate([_labels(table, name) for table in tables]) for name in by
+    }
+    result: dict[str, Any] = {
+        "kind": kind,
+        "rows": sum(len(table) for table in tables),
+        "skipped": sum(len(table.skipped) for table in tables),
+    }
+    groups: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in by}
+    for target, column in TARGETS[kind].items():
+        measured = np.concatenate([_measured(table, column) for table in tables])
+        said = np.concatenate([p[column] for p in predicted])
+        known = np.isfinite(measured) & np.isfinite(said) & (measured > 0.0)
+        if not known.any():
+            continue
+        result[target] = scores.summary(said[known], measured[known])
+        result.setdefault("spearman", result[target].pop("spearman"))
+        for name, labels in columns.items():
+            split = scores.grouped(said[known], measured[known], labels[known])
+            for label, summary in split.items():
+                group = groups[name].setdefault(label, {})
+                group["rows"] = summary.pop("rows")
+                group[target] = summary
+    result["by"] = groups
+    notes = [note for table in tables for note in table.notes]
+    notes += [f"set aside: {bad}" for table in tables for bad in table.skipped[:20]]
+    result["notes"] = [*dict.fromkeys(notes), NOISE_FLOOR]
+    return result
+
+
+def predict_table(table: Table, profile: str | Path | None = None) -> Predictions:
+    """Returns what the shipped coefficients, or `profile`, say of every row."""
+    if table.kind == "serving":
+        return predict_serving(table, profile)
+    if table.kind == "forward":
+        from jaxlens.calibration.forward.validation import predict_forward
+
+        return predict_forward(table, profile)
+    if table.kind.startswith("clocks"):
+        from jaxlens.calibration.clock_curves import clock_curve_prediction
+
+        return clock_curve_prediction(table)
+    if table.kind == "powercap":
+        from jaxlens.calibration.powercaps import predict_powercaps
+
+        return predict_powercaps(table)
+    from jaxlens.calibration.kernels import predict_table as predict_kernels
+
+    return predict_kernels(table)
+
+
+def predict_serving(table: Table, profile: str | Path | None = None) -> Predictions:
+    """Returns energy and latency of serving runs, each under the profile of its pair."""
+    pairs = [
+        _pair(gpu, stack, profile)
+        for gpu, stack in zip(table["gpu"], table["stack"], strict=True)
+    ]
+    profiles = {pair: _profile(pair, profile) for pair in dict.fromkeys(pairs)}
+    with jax.enable_x64(True):
+        stacks = {name: load_stack(name) for name in dict.fromkeys(table["stack"])}
+        rows = serving_rows(table, stacks)
+        per_row: Profile = jax.tree.map(
+            lambda *leaves: jnp.asarray(leaves, float), *[profiles[p] for p in pairs]
+        )
+        said = jax.jit(predict_rows)(rows, per_row.chip, per_row.stack)
+        return {
+            "joules_per_output_token": np.asarray(said.joules_per_output_token),
+            "latency_seconds": np.asarray(said.seconds_per_step),
+            "watts": np.asarray(said.watts),
+        }
+
+
+def _pair(gpu: str, stack: str, profile: str | Path | None) -> tuple[str, str]:
+    card = load_profile_card(gpu, stack, shipped=False) if profile is None else None
+    return (card.chip, card.stack) if card else (str(gpu), str(stack))
+
+
+def _profile(pair: tuple[str, str], profile: str | Path | None) -> Profile:
+    return load_profile(*pair, profile=profile)
+
+
+def _measured(table: Table, column: str) -> np.ndarray:
+    if not table.has(column):
+        return np.full(len(table), np.nan)
+    return np.asarray(table[column], float)
+
+
+def _labels(table: Table, name: str) -> np.ndarray:
+    if not table.has(name):
+        known = ", ".join(sorted(table.columns))
+        raise ValueError(f"validate: expected --by one of {known}, got {name!r}.")
+    return np.asarray(table[name]).astype(str)
