@@ -42,7 +42,9 @@ class Evidence:
         """Returns log(predicted / measured), row x target; 0 where nothing is known."""
         chip, stack = coefficients(self.parameters, u)
         said = predict_rows(self.rows, chip, stack)
-        values = jnp.stack([said.joules_per_output_token, said.seconds_per_step], axis=1)
+        values = jnp.stack(
+            [said.joules_per_output_token, said.seconds_per_step], axis=1
+        )
         known = jnp.isfinite(self.measured)
         measured = jnp.where(known, self.measured, 1.0)
         return jnp.where(known, jnp.log(values / measured), 0.0)
@@ -126,9 +128,7 @@ QUICK_COMPILE = {
 
 @partial(jax.jit, static_argnums=1, compiler_options=QUICK_COMPILE)
 def _solve(evidence: Evidence, options: Options) -> Fit:
-    return fits.fit(
-        evidence.residuals, evidence.parameters, evidence.weights, options
-    )
+    return fits.fit(evidence.residuals, evidence.parameters, evidence.weights, options)
 
 
 def residuals_at(task: Problem, scores: Array) -> np.ndarray:

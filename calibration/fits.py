@@ -30,10 +30,10 @@ class Options:
 
     noise: float = 0.06  # s: scale of a log residual that is still noise
     starts: int = 2
-    steps: int = 150  # of Adam
+    steps: int = 60  # of Adam
     learning_rate: float = 0.05
-    polish: int = 25  # Levenberg-Marquardt steps
-    tolerance: float = 1e-7  # relative decrease of the loss that ends the polish
+    polish: int = 60  # Levenberg-Marquardt steps
+    tolerance: float = 1e-6  # relative decrease of the loss that ends the polish
     seed: int = 0
 
 

@@ -41,7 +41,7 @@ SERVING: Mapping[str, Freedom] = {
             "experts_seconds",
             "experts_wait",
             "block_rows",
-            "block_expert_seconds",
+            "block_expert_flop",
             "block_watts",
             "ramp_bytes",
             "softness",

@@ -170,7 +170,9 @@ def _asked(
 
 def predict_rows(rows: ServingRows, chip: Chip, stack: Stack) -> ServingPrediction:
     """Returns the prediction of every row; leaves of `chip` and `stack` are per row."""
-    chips, stacks = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), (chip, stack))
+    chips, stacks = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, leaf]), (chip, stack)
+    )
     both = _price(rows, chips, stacks)
     count = rows.mixed_share.shape[0]
     share = rows.mixed_share

@@ -69,7 +69,9 @@ def widened(step: StackedStep, width: int) -> StackedStep:
     def filled(leaf: Array) -> Array:
         missing = width - leaf.shape[1]
         # The last operation again, in no layer: any valid numbers will do.
-        return jnp.concatenate([leaf, jnp.repeat(leaf[:, -1:], missing, axis=1)], axis=1)
+        return jnp.concatenate(
+            [leaf, jnp.repeat(leaf[:, -1:], missing, axis=1)], axis=1
+        )
 
     work = jax.tree.map(filled, step.work)
     layers = jnp.pad(step.layers, ((0, 0), (0, width - step.layers.shape[1])))
@@ -175,7 +177,8 @@ def line(step: StackedStep, machine: Machine, communication_sms: Rows) -> Line:
         cost.seconds * step.layers * step.roles[..., ROLES.index("experts")], axis=1
     )
     software = machine.stack
-    blocks = software.block_expert_seconds * step.block_experts
+    padding = software.block_expert_flop / machine.chip.peak_fp8_flop_per_s
+    blocks = padding * step.block_experts
     fixed = software.experts_seconds + blocks
     waiting = software.experts_wait * step.excess_load * expert_seconds
     routing = step.routing_layers * fixed + waiting

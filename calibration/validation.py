@@ -28,7 +28,10 @@ TARGETS: Mapping[str, Mapping[str, str]] = {
     "attention_decode": {"time": "seconds", "energy": "joules"},
     "moe": {"time": "seconds", "energy": "joules"},
     "collectives": {"time": "seconds"},
-    "alltoall": {"dispatch_time": "dispatch_seconds", "combine_time": "combine_seconds"},
+    "alltoall": {
+        "dispatch_time": "dispatch_seconds",
+        "combine_time": "combine_seconds",
+    },
     "clocks_voltage": {"voltage": "volts"},
     "clocks_idle": {"power": "idle_watts"},
     "powercap": {"energy": "joules_per_output_token"},

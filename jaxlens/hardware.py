@@ -82,7 +82,7 @@ class Stack:
     softmax_passes: Scalar  # ... and a softmax that is not fused
     experts_seconds: Scalar  # routing, sorting and gathering of one expert layer
     experts_wait: Scalar  # share of the busiest rank's excess load that others wait for
-    block_expert_seconds: Scalar  # block-scaled fp8: per local expert and layer
+    block_expert_flop: Scalar  # block-scaled fp8: padding per local expert and layer
     sampling_seconds_per_logit: Scalar
     host_step_seconds: Scalar  # CPU time of one engine step ...
     host_sequence_seconds: Scalar  # ... per running sequence
@@ -98,7 +98,7 @@ class Stack:
     # Power of the software's making.
     gap_power: Scalar  # share of `busy_watts` that is drawn while no kernel runs
     padding_power: Scalar  # energy of padded rows of a tile, as a share of real ones
-    block_watts: Scalar  # above busy, during `block_expert_seconds`
+    block_watts: Scalar  # above busy, during that padding
     sampling_watts: Scalar  # above busy while sampling
     # Memory and scheduling.
     memory_share: Scalar  # of HBM that the engine may use

@@ -80,7 +80,9 @@ def _moved(profile: Profile, names: tuple[str, ...], shift: jax.Array) -> Profil
     chip, stack = {}, {}
     for position, name in enumerate(names):
         layer, _, field = name.partition(".")
-        owner, target = (profile.chip, chip) if layer == "chip" else (profile.stack, stack)
+        owner, target = (
+            (profile.chip, chip) if layer == "chip" else (profile.stack, stack)
+        )
         target[field] = getattr(owner, field) * jnp.exp(shift[position])
     return Profile(
         chip=dataclasses.replace(profile.chip, **chip),

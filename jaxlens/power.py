@@ -20,7 +20,7 @@ from jaxlens.smooth import smooth_min
 Scalar = Float[Array, ""] | float
 
 KNEE_SOFTNESS = 1e-3
-CAP_SOFTNESS = 1e-3
+CAP_SOFTNESS = 1e-4
 LOWEST_SLOWDOWN = 0.1
 HIGHEST_SPEEDUP = 2.0
 NEWTON_STEPS = 4

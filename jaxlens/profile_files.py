@@ -3,7 +3,8 @@
 A file has `[identity]`, and tables of `name = { value, unit, source }` in SI: `[facts]`
 (datasheets; chips only) and `[coefficients]`, which also state a `spread`, the standard
 deviation of the logarithm that the value may be off by. `inherits = "id"` in
-`[identity]` takes every value that the file does not state from another entry.
+`[identity]` takes every value that the file does not state from another entry, as weaker
+evidence: its spread is `INHERITED_SPREAD` times as wide.
 """
 
 import dataclasses
@@ -30,6 +31,10 @@ from jaxlens.profile_values import (
 DATA = Path(__file__).parent / "data"
 
 Source = str | Path | Mapping[str, Any]
+
+
+INHERITED_SPREAD = 3.0  # another engine or version is weaker evidence
+WIDEST_SPREAD = 0.7  # of the logarithm: a factor of two either way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +224,7 @@ def _entry(
             )
         parent = read_entry(kind, parent_id, children=children)
         inherited = {
-            name: dataclasses.replace(value, source=f"as {parent.id}: {value.source}")
-            for name, value in parent.values.items()
+            name: _inherited(value, parent.id) for name, value in parent.values.items()
         }
         values = {**inherited, **values}
     _check(kind, values, where)
@@ -229,6 +233,15 @@ def _entry(
         MappingProxyType(values),
         MappingProxyType(curves),
         shipped,
+    )
+
+
+def _inherited(value: Value, parent: str) -> Value:
+    spread = value.spread
+    if spread is not None:
+        spread = min(INHERITED_SPREAD * spread, max(WIDEST_SPREAD, spread))
+    return dataclasses.replace(
+        value, spread=spread, source=f"as {parent}: {value.source}"
     )
 
 

@@ -18,6 +18,7 @@ SUFFIX_UNITS = (
     ("_seconds_per_logit", "s"),
     ("_watts", "W"),
     ("_seconds", "s"),
+    ("_flop", "FLOP"),
     ("_hz", "Hz"),
     ("_bytes", "B"),
 )

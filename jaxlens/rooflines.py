@@ -173,6 +173,7 @@ def _padding(work: Work, limits: Limits) -> Scalar:
 
 def _share(a: Scalar, b: Scalar, softness: Scalar) -> Scalar:
     """Elasticity of max_w(a, b) in a: 1 where a dominates, 0 where b does."""
-    total = smooth_max(a, b, softness)
-    root = jnp.maximum(2.0 * total - a - b, 1e-30)  # zero only at a hard tie
+    # The floors matter at a hard tie and where there is no work at all.
+    total = jnp.maximum(smooth_max(a, b, softness), 1e-15)
+    root = jnp.maximum(2.0 * total - a - b, 1e-15)
     return 0.5 * a * (root + a - b + 2.0 * softness * b) / (root * total)

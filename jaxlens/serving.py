@@ -10,7 +10,6 @@ apart and averaged. A step takes the slower of GPU and host where the engine hid
 the other.
 """
 
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

@@ -108,6 +108,8 @@ class ModelShape:
     parallel_blocks: bool = False  # mixer and feed read one input, their outputs add up
     max_context: int | None = None
     language_head: bool = True  # False for encoders (BERT)
-    truncated_sampling: bool = True  # top-p or top-k by default: the vocabulary is sorted
+    truncated_sampling: bool = (
+        True  # top-p or top-k by default: the vocabulary is sorted
+    )
     formats: WeightFormats = field(default_factory=WeightFormats)
     kv_format: str = "bf16"

@@ -237,7 +237,8 @@ def _routing(asks: Routing, experts_seconds: Scalar, machine: Machine) -> Line:
     """Sorting tokens by expert, and waiting for the busiest rank."""
     stack = machine.stack
     waiting = stack.experts_wait * asks.excess_load * experts_seconds
-    blocks = stack.block_expert_seconds * asks.local_experts * asks.block_scaled
+    padding = stack.block_expert_flop / machine.chip.peak_fp8_flop_per_s
+    blocks = padding * asks.local_experts * asks.block_scaled
     return Line(
         seconds=stack.experts_seconds + blocks + waiting,
         flop_joules=blocks * stack.block_watts,

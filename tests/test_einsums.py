@@ -25,9 +25,7 @@ def test_flop_and_bytes_of_a_product_are_monomials():
 
 
 def test_a_selected_axis_counts_for_weights_and_not_for_flop():
-    routed = Einsum(
-        "t k d, x d f -> t k f", select="x", shard={"k": "ep", "x": "ep"}
-    )
+    routed = Einsum("t k d, x d f -> t k f", select="x", shard={"k": "ep", "x": "ep"})
     extents = {"t": 10.0, "k": 2.0, "d": 3.0, "f": 5.0, "x": 8.0, "ep": 4.0}
     assert evaluate(einsums.flop(routed), extents) == 10 * 2 * 3 * 5 / 4
     assert evaluate(einsums.elements(routed, ("x", "d", "f")), extents) == 2 * 3 * 5

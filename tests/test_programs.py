@@ -80,15 +80,14 @@ def test_fused_scores_never_reach_memory():
     fused = kernels(program(GROUPED_QUERY, False, True))
     attention = next(kernel for kernel in fused if kernel.name == "attention")
     # Queries in, outputs out; keys and values come from the cache.
-    axes = [dict(size) for size in attention.activations]
-    assert axes == [
-        {"n": 1, "q": 1, "g": 1, "r": 1, "e": 1, "kv": -1, "group": -1},
-    ] * 2
+    heads = {"n": 1, "q": 1, "g": 1, "r": 1, "e": 1, "kv": -1, "group": -1}
+    assert [dict(size) for size in attention.activations] == [heads, heads]
     assert len(attention.kv) == 2
     apart = kernels(program(GROUPED_QUERY, False, False))
     scores = {"n": 1, "q": 1, "g": 1, "r": 1, "s": 1, "kv": -1, "group": -1}
     seen = [dict(size) for kernel in apart for size in kernel.activations]
-    assert seen.count(scores) == 4  # out of the product, in and out of softmax, in again
+    # Out of the product, into and out of the softmax, and into the next product.
+    assert seen.count(scores) == 4
     assert len(apart) == len(GROUPED_QUERY) > len(fused)
 
 

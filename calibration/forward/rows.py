@@ -1,7 +1,10 @@
 """Measured forward passes as the steps that they ask of a GPU.
 
-One eager pass computes the logits of every token, samples nothing and multiplies the whole
-square of scores, masked or not: nothing skips what a causal mask hides.
+A forward pass is the bare model: no language head and no sampling. Eager attention multiplies
+the whole square of scores: nothing skips what a causal mask hides.
+
+Measured: with the language head, eager fp32 passes of GPT-2 would exceed the fp32 peak of an
+A100 at its clock (EnergAIzer artifact, arXiv 2604.20105, 2026), and all errors grow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,22 +43,22 @@ class ForwardRows:
     """Rows of forward tables, ready to be priced with any coefficients."""
 
     step: StackedStep
-    launches: Rows  # kernels that the host starts in one pass
+    launches: Rows  # that the host makes in one pass
     clock_hz: Rows  # as measured or locked; UNLIMITED where not known
 
 
 def forward_rows(tables: Sequence[Table]) -> ForwardRows:
     """Returns the rows of forward tables, one table after the other."""
-    names = [str(n) for t in tables for n in t["model"]]
-    formats = [str(n) for t in tables for n in _weight_dtype(t)]
+    names = np.concatenate([t["model"] for t in tables])
+    formats = np.concatenate([_weight_dtype(t) for t in tables])
     batch = np.concatenate([t["batch"] for t in tables]).astype(float)
     prompt = np.concatenate([t["prompt_tokens"] for t in tables]).astype(float)
-    keys = list(zip(names, formats, strict=True))
+    keys = list(zip(names.tolist(), formats.tolist(), strict=True))
     groups, order, launches = [], [], np.zeros(len(keys))
-    for name, weights in dict.fromkeys(keys):
-        chosen = np.array([key == (name, weights) for key in keys])
-        shape = _shape(name, weights)
-        # Eager operations compile once per shape: all groups see all rows.
+    for key in dict.fromkeys(keys):
+        chosen = np.array([other == key for other in keys])
+        shape = _shape(*key)
+        # Eager operations compile once per shape: every group sees all rows.
         asked = eager_items(model(shape), expansions(shape), batch, prompt)
         groups.append((_picked(asked, chosen), int(chosen.sum())))
         order.append(np.flatnonzero(chosen))
@@ -80,15 +83,12 @@ def eager_items(
         if "causal" in block.sizes
         else block
         for block in description.blocks
+        if block.label != "head"
     )
-    load = Load(
-        prefill_sequences=batch, prefill_tokens=prompt, emitting=batch * prompt
-    )
-    asked = items(
-        replace(description, blocks=blocks), Deployment(fused=False), load, ("prefill",)
-    )
-    kept = [i for i in asked if not (isinstance(i.asks, Work) and i.asks.rate)]
-    return [_expanded(item, expanded.get(item.name, PLAIN)) for item in kept]
+    load = Load(prefill_sequences=batch, prefill_tokens=prompt, emitting=batch)
+    bare = replace(description, blocks=blocks)
+    asked = items(bare, Deployment(fused=False), load, ("prefill",))
+    return [_expanded(item, expanded.get(item.name, PLAIN)) for item in asked]
 
 
 def _expanded(item: Item, by: Expansion) -> Item:
@@ -96,7 +96,9 @@ def _expanded(item: Item, by: Expansion) -> Item:
     if not isinstance(item.asks, Work) or item.asks.role != "elementwise":
         return item
     traffic = item.asks.hbm_bytes * (by.passes / by.kernels)
-    asks = replace(item.asks, repeat="", hbm_bytes=traffic)
+    asks = replace(
+        item.asks, repeat="", hbm_bytes=traffic, activation_bytes=traffic
+    )
     return replace(item, layers=item.layers * by.kernels, asks=asks)
 
 
@@ -105,7 +107,8 @@ def impossible(table: Table) -> np.ndarray:
 
     A pass that ran out of memory ends early and leaves such a row.
     """
-    rows = forward_rows([table])
+    with jax.enable_x64(True):
+        rows = forward_rows([table])
     found = np.zeros(len(table), bool)
     flop = np.asarray(rows.step.work.flop * rows.step.layers)
     for gpu in dict.fromkeys(table["gpu"].tolist()):
@@ -117,7 +120,7 @@ def impossible(table: Table) -> np.ndarray:
 
 
 def usable(table: Table) -> Table:
-    """Returns the rows of `table` that a chip can have run."""
+    """Returns the rows of `table` that its chips can have run."""
     return table.subset(~impossible(table))
 
 
@@ -127,7 +130,9 @@ def _shape(name: str, weights: str) -> ModelShape:
 
 
 def _weight_dtype(table: Table) -> np.ndarray:
-    return table["weight_dtype"] if table.has("weight_dtype") else [""] * len(table)
+    if table.has("weight_dtype"):
+        return np.asarray(table["weight_dtype"])
+    return np.full(len(table), "")
 
 
 def _clock_hz(table: Table) -> np.ndarray:

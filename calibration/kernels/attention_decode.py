@@ -1,11 +1,11 @@
 """Seconds of attention of one new token per sequence over its context.
 
-    t = max_w(B / bandwidth, rounds (bytes, FLOPs of a unit / an SM + t_unit))
+    t = max_w(B / bandwidth, rounds max(bytes and FLOPs of a unit / an SM, t_unit))
         + t_launch + t_split + batch t_sequence
 
 A unit is a part of the context of one KV head and sequence; a long context is split over idle
 SMs and its parts combined. Query heads of a group ride in one pass as far as they fit the rows
-of a tile (8, 16 or 64); further passes read the keys and values again.
+of a tile (8 to 64); further passes read the keys and values again.
 
 Source: T. Dao et al., "Flash-Decoding for long-context inference", 2023,
 https://crfm.stanford.edu/2023/10/12/flashdecoding.html (splits).
@@ -13,7 +13,7 @@ https://crfm.stanford.edu/2023/10/12/flashdecoding.html (splits).
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxlens.calibration.kernels.attention_prefill import attention_features
 from jaxlens.calibration.kernels.formulas import (
@@ -34,7 +34,9 @@ from jaxlens.calibration.kernels.terms import (
 )
 from jaxlens.smooth import smooth_min
 
-HEAD_TILES = (8.0, 16.0, 64.0)
+Scalar = Float[Array, "..."] | float
+HEAD_TILES = (8.0, 16.0, 32.0, 64.0)
+LARGEST_GROUP = 32.0  # of query heads, in kernels with a fallback that shares nothing
 CORRECTIONS = (
     "batch",
     "context",
@@ -62,7 +64,11 @@ COEFFICIENTS = (
     share("whole_waves", 0.5, 1.0),
     scaled("flop_efficiency", "1", 0.4, 0.7, "of the datasheet peak"),
     scaled("tile_8_weight", "1", 0.3, 1.5, "against one for a tile of 16 rows"),
+    scaled("tile_32_weight", "1", 0.3, 1.5, "against one for a tile of 16 rows"),
     scaled("tile_64_weight", "1", 0.3, 1.5, "against one for a tile of 16 rows"),
+    share("fallback_share", 0.1, 2.0, "most kernels take groups of any size"),
+    scaled("head_unit_seconds", "s", 1e-6, 1.0, "a unit of one query head"),
+    share("unit_softness", 0.5, 1.0),
     scaled("reread_share", "1", 0.3, 1.5),
     scaled("split_seconds", "s", 2e-6, 1.0, "a second, small kernel"),
     share("softness", 0.2, 1.0),
@@ -81,7 +87,7 @@ def log_seconds(values: Values, features: Features, count=exact_count) -> Array:
     fp8 = f["fp8_kv"]
     kv_bytes = 2.0 * b * s * kv_heads * d * (2.0 + fp8 * (v["fp8_bytes"] - 2.0))
     ends = 4.0 * b * h * d  # queries in, outputs out
-    passes, lanes = _passes(v, h / kv_heads, count)
+    passes, lanes, alone = _passes(v, h / kv_heads, count)
     units, splits = _units(v, f, passes)
     room = v["cache_share"] * f["l2_bytes"]
     slow = uncached_bytes(kv_bytes + ends, kv_bytes + ends, room, v["cache_speedup"])
@@ -93,25 +99,33 @@ def log_seconds(values: Values, features: Features, count=exact_count) -> Array:
     flop = 4.0 * b * s * kv_heads * lanes * d
     each = (ends + passes * kv_bytes) / units / sm_bytes_per_s + flop / units / speed
     rounds = smooth_max(waves(units, f["sms"], v["whole_waves"], count), 1.0, 0.02)
-    chained = rounds * (each + v["unit_seconds"])
+    floor = v["unit_seconds"] + alone * (v["head_unit_seconds"] - v["unit_seconds"])
+    chained = rounds * smooth_max(each, floor, v["unit_softness"])
     body = smooth_max(streaming, chained, v["softness"])
     launch = v["launch_seconds"] + v["split_seconds"] * (1.0 - 1.0 / splits)
     launch = launch + v["sequence_seconds"] * b + fp8 * v["fp8_launch_seconds"]
     return corrected(body + launch, v, _terms(f))
 
 
-def _passes(v: Values, group: Array, count) -> tuple[Array, Array]:
-    """Passes over a KV head, and rows that they multiply, averaged over tiles."""
-    weights = (v["tile_8_weight"], 1.0, v["tile_64_weight"])
-    total = weights[0] + weights[1] + weights[2]
+def _passes(v: Values, group: Array, count) -> tuple[Scalar, Scalar, Scalar]:
+    """Passes over a KV head, rows that they multiply, and whether heads share nothing.
+
+    A mean over tiles of 8 to 64 rows; beyond `LARGEST_GROUP`, kernels in part fall back
+    to one pass for each head, as they do for groups of one.
+    """
+    weights = (v["tile_8_weight"], 1.0, v["tile_32_weight"], v["tile_64_weight"])
+    total = weights[0] + weights[1] + weights[2] + weights[3]
     passes, lanes = 0.0, 0.0
     for weight, tile in zip(weights, HEAD_TILES, strict=True):
         own = weight / total * count(group, tile)
         passes, lanes = passes + own, lanes + own * tile
-    return passes, lanes
+    falls_back = jnp.where(group > LARGEST_GROUP, v["fallback_share"], 0.0)
+    alone = jnp.where(group < 2.0, 1.0, falls_back)
+    passes = passes + falls_back * (group - passes)
+    return passes, lanes + falls_back * (group - lanes), alone
 
 
-def _units(v: Values, f: Features, passes: Array) -> tuple[Array, Array]:
+def _units(v: Values, f: Features, passes: Scalar) -> tuple[Scalar, Scalar]:
     """Units of work, and into how many of them a context is split."""
     groups = f["batch"] * f["kv_heads"] * passes
     idle = f["sms"] / groups

@@ -101,6 +101,7 @@ def _compute_seconds(v: Values, f: Features, count) -> Array:
         by_head = jnp.log(h * count(s, tile))
         by_group = jnp.log(f["kv_heads"] * count(s * group, tile))
         units = b * jnp.exp((1.0 - packed) * by_head + packed * by_group)
+        # A kink in a size, not between model terms: one block walks over its own rows.
         depth = 0.5 * (s + jnp.minimum(s, tile)) + v["unit_tokens"]
         longest = s + v["unit_tokens"]
         rounds = waves(units, sms, v["whole_waves"], count) * depth

@@ -5,7 +5,8 @@ kernel on one chip. Formulas are written in shares of datasheet facts, so that a
 something about every chip; each level is a prior for the next.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -19,9 +20,9 @@ from jaxlens.calibration.kernels.fitting import (
     Search,
     fit_problems,
 )
-from jaxlens.calibration.kernels.formulas import Columns, Family, values_of
-from jaxlens.calibration.kernels.groups import folds, group_names, members
-from jaxlens.calibration.kernels.kernel_fits import Group, KernelFits, Levels
+from jaxlens.calibration.kernels.formulas import Columns, Family, Labels, values_of
+from jaxlens.calibration.kernels.groups import SEPARATOR, folds, group_names, members
+from jaxlens.calibration.kernels.kernel_fits import Group, KernelFits, Level, Levels
 from jaxlens.calibration.measured_tables import Table
 
 
@@ -41,7 +42,8 @@ def fit_kernels(
     options = options or Options()
     levels: dict[str, dict[str, Levels]] = {}
     provenance = {}
-    with jax.enable_x64(True):
+    # optax mixes integer counts with floats, which strict promotion forbids.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         for table in tables:
             columns = rows_of(table)
             provenance[table.kind] = table.provenance
@@ -61,6 +63,17 @@ def fit_kernels(
     return KernelFits(levels=levels, provenance=provenance)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The rows of one family, ready to fit."""
+
+    features: Mapping[str, np.ndarray]
+    log_target: np.ndarray
+    scored: np.ndarray
+    weights: np.ndarray
+    kept_back: np.ndarray
+
+
 def _fit_family(
     family: Family,
     columns: Columns,
@@ -68,89 +81,107 @@ def _fit_family(
     options: Options,
     progress: Progress | None,
 ) -> Levels:
-    features = family.features(columns)
-    log_target = np.log(target)
     scored = family.scored(columns)
-    weights = np.where(scored, 1.0, options.unscored_weight)
-    kept_back = folds(columns, family.shape, options.folds, options.seed) == 0
+    data = _Data(
+        features=family.features(columns),
+        log_target=np.log(target),
+        scored=scored,
+        weights=np.where(scored, 1.0, options.unscored_weight),
+        kept_back=folds(columns, family.shape, options.folds, options.seed) == 0,
+    )
     by_level = [
         members(group_names(columns, labels, family.kind)) for labels in family.levels
     ]
-    total = sum(map(len, by_level)) + len(by_level[-1])
-    done = [0]
-
-    def advance(count: int) -> None:
-        done[0] += count
-        if progress is not None:
-            progress(family.kind, done[0], total)
-
-    def solve(problems: list[Problem], starts: np.ndarray, search: Search):
-        data = (features, log_target, weights, problems, starts)
-        return fit_problems(family, *data, options, search, advance)
-
+    count = _counter(family.kind, sum(map(len, [*by_level, by_level[-1]])), progress)
     parents = None  # scores of the coarser pool, for every row
     levels: Levels = {}
     for labels, groups in zip(family.levels, by_level, strict=True):
-        leaf = labels == family.levels[-1]
-        prior = _prior(family, groups, parents)
-        spread = 1.0 if parents is None else options.group_spread
-        problems = [
-            Problem(rows=_learnt(rows, kept_back), prior=start, spread=spread)
-            for rows, start in zip(groups.values(), prior, strict=True)
-        ]
-        steps = options.steps if parents is None else options.group_steps
-        search = Search(
-            steps=steps, polish=options.polish, learning_rate=options.learning_rate
+        levels[labels], parents = _fit_level(
+            family, data, labels, groups, parents, options, count
         )
-        scores = solve(problems, prior, search)
-        parents = np.empty((len(log_target), scores.shape[1]))
-        for rows, own in zip(groups.values(), scores, strict=True):
-            parents[rows] = own
-        values = values_of(family.coefficients, parents)
-        errors = log_predictions(family, values, features) - log_target
-        judged = {
-            name: _judge(errors, rows, kept_back & scored)
-            for name, rows in groups.items()
-        }
-        if leaf:  # the shipped coefficients see all rows
-            everything = [
-                Problem(rows=rows, prior=start, spread=spread)
-                for rows, start in zip(groups.values(), prior, strict=True)
-            ]
-            again = Search(steps=0, polish=options.polish, learning_rate=0.0)
-            scores = solve(everything, scores, again)
-        levels[labels] = {
-            name: Group(
-                labels=_labels(labels, name),
-                values=_values(family, own),
-                rows=int(scored[rows].sum()),
-                held_out_median_ape=judged[name],
-            )
-            for (name, rows), own in zip(groups.items(), scores, strict=True)
-        }
     return levels
 
 
-def _prior(
-    family: Family, groups: Mapping[str, np.ndarray], parents: np.ndarray | None
-) -> np.ndarray:
-    if parents is None:
-        return np.zeros((len(groups), len(family.coefficients)))
-    return np.stack([parents[rows[0]] for rows in groups.values()])
+def _fit_level(
+    family: Family,
+    data: _Data,
+    labels: Labels,
+    groups: Mapping[str, np.ndarray],
+    parents: np.ndarray | None,
+    options: Options,
+    count: Callable[[int], None],
+) -> tuple[Level, np.ndarray]:
+    """Returns the groups of one level, and their scores on the rows that were learnt.
+
+    Shipped coefficients of the finest level see all rows; their held-out errors are those
+    of coefficients that did not.
+    """
+    learnt = {name: rows[~data.kept_back[rows]] for name, rows in groups.items()}
+    problems = _problems(family, groups, learnt, parents, options)
+    starts = np.stack([problem.prior for problem in problems])
+    steps = options.steps if parents is None else options.group_steps
+    search = Search(
+        steps=steps, polish=options.polish, learning_rate=options.learning_rate
+    )
+    inputs = (data.features, data.log_target, data.weights)
+    scores = fit_problems(family, *inputs, problems, starts, options, search, count)
+    of_rows = np.empty((len(data.log_target), scores.shape[1]))
+    for rows, own in zip(groups.values(), scores, strict=True):
+        of_rows[rows] = own
+    values = values_of(family.coefficients, of_rows)
+    errors = log_predictions(family, values, data.features) - data.log_target
+    judged = data.kept_back & data.scored
+    if labels == family.levels[-1]:
+        problems = _problems(family, groups, groups, parents, options)
+        search = Search(steps=0, polish=options.polish, learning_rate=0.0)
+        scores = fit_problems(family, *inputs, problems, scores, options, search, count)
+    level = {}
+    for (name, rows), own in zip(groups.items(), scores, strict=True):
+        level[name] = Group(
+            labels=dict(zip(labels, name.split(SEPARATOR), strict=True)),
+            values=_values(family, own),
+            rows=int(data.scored[rows].sum()),
+            held_out_median_ape=_median(errors, rows[judged[rows]], learnt[name]),
+        )
+    return level, of_rows
 
 
-def _learnt(rows: np.ndarray, kept_back: np.ndarray) -> np.ndarray:
-    learnt = rows[~kept_back[rows]]
-    return learnt if len(learnt) else rows
+def _counter(kind: str, total: int, progress: Progress | None) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(kind, done, total)
+
+    return count
 
 
-def _judge(errors: np.ndarray, rows: np.ndarray, judged: np.ndarray) -> float | None:
-    own = rows[judged[rows]]
-    return float(np.median(np.abs(np.expm1(errors[own])))) if len(own) else None
+def _problems(
+    family: Family,
+    groups: Mapping[str, np.ndarray],
+    learnt: Mapping[str, np.ndarray],
+    parents: np.ndarray | None,
+    options: Options,
+) -> list[Problem]:
+    """Returns one problem per group; one of which nothing is learnt keeps its prior."""
+    spread = 1.0 if parents is None else options.group_spread
+    none = np.zeros(len(family.coefficients))
+    return [
+        Problem(
+            rows=learnt[name],
+            prior=none if parents is None else parents[rows[0]],
+            spread=spread,
+        )
+        for name, rows in groups.items()
+    ]
 
 
-def _labels(labels: Sequence[str], name: str) -> dict[str, str]:
-    return dict(zip(labels, name.split(" | "), strict=True))
+def _median(errors: np.ndarray, judged: np.ndarray, learnt: np.ndarray) -> float | None:
+    if not len(judged) or not len(learnt):
+        return None
+    return float(np.median(np.abs(np.expm1(errors[judged]))))
 
 
 def _values(family: Family, scores: np.ndarray) -> dict[str, float]:

@@ -1,10 +1,7 @@
 """Datasheet facts of the chip and the number format of every row of a table."""
 
-from dataclasses import fields
-
 import numpy as np
 
-from jaxlens.hardware import Chip
 from jaxlens.profiles import load_chip
 
 # Matrix unit, bytes of a weight, bytes of an activation. FP4 formats carry a scale per
@@ -42,11 +39,6 @@ def fact(gpus: np.ndarray, name: str) -> np.ndarray:
     chips, position = np.unique(gpus, return_inverse=True)
     values = [float(getattr(load_chip(str(chip)), name)) for chip in chips]
     return np.array(values)[position]
-
-
-def known_facts() -> frozenset[str]:
-    """Returns the names that `fact` answers."""
-    return frozenset(field.name for field in fields(Chip))
 
 
 def formats(dtypes: np.ndarray) -> np.ndarray:

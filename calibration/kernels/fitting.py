@@ -21,22 +21,21 @@ from jaxtyping import Array
 
 from jaxlens.calibration.kernels.formulas import Family, values_of
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # family, groups done, groups in all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How hard a fit tries, and what it keeps back."""
 
-    noise: float = 0.04  # s: log residual that is still noise
+    noise: float = 0.03  # s: log residual that is still noise
     steps: int = 100  # of Adam, for a pool without a parent
     group_steps: int = 40  # of Adam, from the scores of the parent
     learning_rate: float = 0.08
-    polish: int = 8  # Gauss-Newton steps
-    group_spread: float = 0.6  # of a group around its pool, in standard scores
+    polish: int = 12  # Gauss-Newton steps
+    group_spread: float = 1.0  # of a group around its pool, in standard scores
     unscored_weight: float = 0.3  # of rows too short to be scored
     folds: int = 5  # one of them is kept back
-    cross_validated_rows: int = 150  # groups of fewer rows are judged on every fold
     at_once: int = 16  # groups in one call
     seed: int = 0
 
@@ -108,7 +107,7 @@ def _padded(family, features, log_target, weights, problems, seed):
         count = len(rows)
         for name, values in features.items():
             arrays[name][position, :count] = values[rows]
-            arrays[name][position, count:] = values[rows[0]]
+            arrays[name][position, count:] = values[rows[0]] if count else 1.0
         target[position, :count] = log_target[rows]
         weight[position, :count] = weights[rows]
     return arrays, target, weight

@@ -32,9 +32,9 @@ class Coefficient:
     scale: Literal["log", "share", "linear"] = "log"
 
 
-def value_of(coefficient: Coefficient, score: Array) -> Array:
+def value_of(coefficient: Coefficient, score: Array | np.ndarray) -> Array:
     """Returns the value of a coefficient at a standard score."""
-    prior, moved = coefficient.prior, coefficient.spread * score
+    prior, moved = coefficient.prior, coefficient.spread * jnp.asarray(score)
     if coefficient.scale == "linear":
         return prior + moved
     if coefficient.scale == "share":
@@ -43,7 +43,9 @@ def value_of(coefficient: Coefficient, score: Array) -> Array:
     return prior * jnp.exp(moved)
 
 
-def values_of(coefficients: Sequence[Coefficient], scores: Array) -> dict[str, Array]:
+def values_of(
+    coefficients: Sequence[Coefficient], scores: Array | np.ndarray
+) -> dict[str, Array]:
     """Returns the values of all coefficients, by name."""
     return {c.name: value_of(c, scores[..., i]) for i, c in enumerate(coefficients)}
 

@@ -1,11 +1,14 @@
 """Seconds of a matrix product of m x k by k x n: tiles, waves, memory, launch.
 
-    t = (max_w(min_tiles(waves tile (k + k0)), B / bandwidth) + prepare) heat + t_launch
+    t = (max_w(min_tiles(waves tile (k + k0)), B / bandwidth) + prepare) heat
+        + t_launch + m t_row + t_vector [m = 1]
 
 A tile keeps one SM busy for 2 rows columns (k + k0) / rate, longer where it is small (its
 operands are fetched more often). Few tiles either run in one round or split k over the idle
 SMs. B moves at HBM speed, or faster where it fits the L2 cache, which repeated launches find
-warm. `prepare` are passes of their own over inputs and outputs (quantisation, copies).
+warm. `prepare` are passes of their own over inputs and outputs (quantisation, copies), t_row
+is what they take at least for each row. A step along k takes at least t_step, and a single row
+goes through a kernel of its own.
 
 Source: NVIDIA, "Matrix Multiplication Background User's Guide", 2023 (tile and wave
 quantisation).

@@ -121,7 +121,8 @@ def prefill_work(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
 def decode_work(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """Returns FLOPs and bytes of attention of one token per sequence."""
     tokens = columns["batch"] * columns["context_tokens"] * columns["head_dim"]
-    kv_bytes = np.where(columns["kv_dtype"] == "fp8", 2.0, 4.0)
+    formats = columns.get("kv_dtype", np.full(len(tokens), ""))
+    kv_bytes = np.where(np.char.startswith(formats, "fp8"), 2.0, 4.0)
     return 4.0 * tokens * columns["heads"], tokens * columns["kv_heads"] * kv_bytes
 
 

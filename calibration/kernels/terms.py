@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxlens.smooth import at_least, smooth_max
 
-Rows = Float[Array, " row"]
+Rows = Float[Array, "..."] | float
 REGIME_SHARPNESS = 12.0
 CORRECTION_BOUND = 0.5  # of log seconds
 
@@ -28,15 +28,15 @@ def waves(units: Rows, sms: Rows, whole_share: Rows, count=exact_count) -> Rows:
     return whole_share * count(share, 1.0) + (1.0 - whole_share) * share
 
 
-def soft_minimum(seconds: Sequence[Rows], sharpness: float = REGIME_SHARPNESS) -> Rows:
+def soft_minimum(seconds: Sequence[Rows], sharpness: float = REGIME_SHARPNESS) -> Array:
     """Returns the fastest of several ways, a little faster where they tie.
 
     min_p(t) = (sum t^-p)^(-1/p), scaled by the smallest.
     """
     stacked = jnp.log(jnp.stack(jnp.broadcast_arrays(*seconds)))
-    low = jnp.min(stacked, axis=0)
+    low = jnp.min(stacked, axis=0, keepdims=True)
     excess = jnp.sum(jnp.exp(-sharpness * (stacked - low)), axis=0)
-    return jnp.exp(low - jnp.log(excess) / sharpness)
+    return jnp.exp(low[0] - jnp.log(excess) / sharpness)
 
 
 def uncached_bytes(
@@ -58,7 +58,7 @@ def throttled(seconds: Rows, compute: Rows, share: Rows, onset_seconds: Rows) ->
 
 def corrected(
     seconds: Rows, values: Mapping[str, Array], terms: Mapping[str, Rows]
-) -> Rows:
+) -> Array:
     """Returns log seconds with a bounded polynomial of log sizes added.
 
     log t + b tanh(sum_i c_i x_i / b)

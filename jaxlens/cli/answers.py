@@ -1,11 +1,10 @@
 """The estimate of one deployment as flat numbers by stable names."""
 
-import importlib
 import math
-from importlib.util import find_spec
 from typing import Any
 
 from jaxlens.caveats import notes
+from jaxlens.intervals import intervals as intervals_of
 from jaxlens.predictions import Estimate
 from jaxlens.requests import Request
 from jaxlens.wall_plug import WallPlug

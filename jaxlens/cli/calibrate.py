@@ -86,7 +86,9 @@ def command(
         for chip in report[kind]
     ]
     print_table(("chip", "rows", "energy MAPE", "latency MAPE"), rows)
-    print_line(f"{report['rows']} rows, {report['skipped']} set aside; {report['reason']}")
+    print_line(
+        f"{report['rows']} rows, {report['skipped']} set aside; {report['reason']}"
+    )
     for path in written:
         print_line(f"wrote {path}")
 
