@@ -61,6 +61,7 @@ bench: $(VENV)/.test ## Run the benchmarks
 
 golden: $(VENV)/.test ## Regenerate the golden predictions, on purpose
 	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.golden_errors
 
 clean: ## Remove builds and caches, and keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \
