@@ -18,7 +18,15 @@ from jaxlens.calibration.calibrating import (
 )
 from jaxlens.calibration.fits import Fit, Options
 from jaxlens.calibration.measured_tables import Table
-from jaxlens.calibration.results import identifiability, profiles, reason, summary
+from jaxlens.calibration.results import (
+    SILENT,
+    WEAK,
+    converged,
+    identifiability,
+    profiles,
+    reason,
+    summary,
+)
 from jaxlens.calibration.tables import read_table
 from jaxlens.fitted_profiles import FittedProfile
 
@@ -108,14 +116,17 @@ def _report(
     options: Options,
 ) -> dict[str, Any]:
     learned = identifiability(task, found)
-    silent = [name for name, share in learned.items() if share < 0.1]
+    silent = [name for name, share in learned.items() if share < SILENT]
     return {
         "rows": len(task.labels["gpu"]),
         "skipped": sum(len(table.skipped) for table in tables),
         "reason": reason(found, options),
+        "converged": converged(found, options),
         "loss": float(found.loss),
         **summary(task, found, validation),
         "identifiability": learned,
+        "scores": len(learned),
+        "scores_moved": sum(share >= WEAK for share in learned.values()),
         "not_identified": silent,
         "notes": [note for table in tables for note in table.notes],
     }

@@ -27,6 +27,7 @@ from jaxlens.profiles import load_profile_card, load_stack
 from jaxlens.pytrees import pytree
 
 TARGETS = ("joules_per_output_token", "latency_seconds")
+MIN_ROWS = 2
 
 
 @pytree
@@ -72,19 +73,26 @@ def problem(
     """Returns the rows of serving tables that can be fitted: clean, one replica a GPU."""
     kept = [table.subset(_usable(table)) for table in tables]
     joined = _join([table for table in kept if len(table)])
+    if len(joined) < MIN_ROWS:
+        raise ValueError(
+            f"calibrate: expected at least {MIN_ROWS} usable rows, got {len(joined)}; "
+            f"one run says how far a prediction is off (`jaxlens validate`), not why."
+        )
     cards = {
         pair: load_profile_card(*pair, shipped=False)
         for pair in zip(joined["gpu"], joined["stack"], strict=True)
     }
     pairs = [cards[p] for p in zip(joined["gpu"], joined["stack"], strict=True)]
     gpus, stacks = [card.chip for card in pairs], [card.stack for card in pairs]
-    measured = np.stack([np.asarray(joined[name], float) for name in TARGETS], axis=1)
+    measured: Any = np.stack(
+        [np.asarray(joined[name], float) for name in TARGETS], axis=1
+    )
     labels = {
         "gpu": np.array(gpus),
         "stack": np.array(stacks),
         "model": np.asarray(joined["model"]).astype(str),
         "gpus": np.asarray(joined["gpus"], float).astype(int).astype(str),
-        "architecture": architectures(joined["model"]),
+        "architecture": architectures(joined["model"].tolist()),
         **{
             name: np.asarray(joined[name]).astype(str)
             for name in ("workload", "source")
@@ -92,11 +100,12 @@ def problem(
         },
     }
     loaded = {name: load_stack(name) for name in dict.fromkeys(joined["stack"])}
+    weights: Any = _weights(labels)[:, None] * np.isfinite(measured)
     evidence = Evidence(
         rows=serving_rows(joined, loaded),
         parameters=parameters(gpus, stacks, freedom),
         measured=measured,
-        weights=_weights(labels)[:, None] * np.isfinite(measured),
+        weights=weights,
     )
     return Problem(evidence=evidence, labels=labels)
 
@@ -218,7 +227,10 @@ def _weights(labels: Mapping[str, np.ndarray]) -> np.ndarray:
 def _join(tables: Sequence[Table]) -> Table:
     """All rows as one table; columns that one of them lacks are unknown there."""
     if not tables:
-        raise ValueError("calibrate: expected at least one usable row, got none.")
+        raise ValueError(
+            "calibrate: expected at least one usable row, got none; give prompt_tokens "
+            "and concurrency, one replica a GPU, and clean other than False."
+        )
     names = dict.fromkeys(name for table in tables for name in table.columns)
     columns = {}
     for name in names:

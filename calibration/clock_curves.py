@@ -19,12 +19,14 @@ from jaxlens.calibration.measured_tables import Table
 from jaxlens.hardware import Chip
 from jaxlens.profiles import load_chip, load_profile_card
 
-Rows = Float[Array, " row"]
+Rows = Float[Array, " row"] | float
 
 DEFAULT_BEND = 0.5  # of chips without a measured curve
 STRAIGHT = 0.97  # share of the rise beyond which a straight line does as well
 KNEES = 400  # that a fit tries
-LOWEST_CLOCK_SHARE = 0.2  # below, memory clocks drop as well and idle power is another one
+LOWEST_CLOCK_SHARE = (
+    0.2  # below, memory clocks drop as well and idle power is another one
+)
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,15 @@ def fit_voltage(
 
 def fit_idle(clock_hz: np.ndarray, watts: np.ndarray, boost_hz: float) -> IdleCurve:
     """Returns the curve of least squared relative error; the knee is searched."""
-    knee, (floor, slope, linear, square) = _best(
-        clock_hz, watts, boost_hz, _sloping
-    )
+    knee, (floor, slope, linear, square) = _best(clock_hz, watts, boost_hz, _sloping)
     total = linear + square
     bend = square / total if abs(total) > 1e-12 else 0.0
     return IdleCurve(floor, slope / floor, knee, total / floor, float(bend))
 
 
-def voltage_at(clock_hz: np.ndarray, curve: VoltageCurve, boost_hz: float) -> np.ndarray:
+def voltage_at(
+    clock_hz: np.ndarray, curve: VoltageCurve, boost_hz: float
+) -> np.ndarray:
     """Returns volts at each clock."""
     x = _above(clock_hz, curve.knee_hz, boost_hz)
     rise = (1.0 - curve.bend) * x + curve.bend * x * x

@@ -2,15 +2,16 @@
 
     minimise  sum_i w_i rho(r_i(z) / s) + |z|^2 / 2,    rho(x) = 2 (sqrt(1 + x^2 / 2) - 1),
 
-robust (rho grows linearly for outliers), regularised by the priors (z are standard scores). Adam
-from several starts finds the basin; Gauss-Newton steps with Levenberg-Marquardt damping then
-converge to the optimum. Rows depend on their own coefficients only, so a Jacobian takes one
-forward pass for each coefficient, however many scores there are.
+robust (rho grows linearly for outliers), regularised by the priors (z are standard scores).
+Adam from several starts finds the basin; Gauss-Newton steps with Levenberg-Marquardt damping
+then converge to the optimum. Rows depend on their own coefficients only, so a Jacobian takes
+one forward pass for each coefficient, however many scores there are.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class Options:
     starts: int = 2
     steps: int = 60  # of Adam
     learning_rate: float = 0.05
-    polish: int = 60  # Levenberg-Marquardt steps
-    tolerance: float = 1e-6  # relative decrease of the loss that ends the polish
+    polish: int = 100  # Levenberg-Marquardt steps
+    tolerance: float = 1e-5  # relative decrease of the loss that ends the polish
     seed: int = 0
 
 
@@ -96,13 +97,14 @@ def _descend(
 
     def advance(carry, _):
         scores, state = carry
-        update, state = optimiser.update(jax.grad(loss)(scores), state)
+        gradient = jax.grad(loss)(scores)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            update, state = optimiser.update(gradient, state)
         return (optax.apply_updates(scores, update), state), None
 
-    (scores, _), _ = jax.lax.scan(
-        advance, (start, optimiser.init(start)), length=options.steps
-    )
-    return scores
+    carry: Any = (start, optimiser.init(start))
+    carry, _ = jax.lax.scan(advance, carry, length=options.steps)
+    return carry[0]
 
 
 def jacobian(residuals: Residuals, parameters: Parameters, scores: Scores) -> Array:

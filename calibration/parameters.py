@@ -1,17 +1,18 @@
-"""Which coefficients a fit may move, how far they are expected to, and which rows share them.
+"""Which coefficients a fit may move, and which rows share them.
 
 A coefficient is fitted as a standard score u of its prior: value = prior exp(spread u), or on
 the logit scale where it is a share of one. Each row sees
 
     u = z_chip + z_stack + z_pair,
 
-a sum of scores of the owners that it belongs to: its chip, its stack, and the pair of both. All
-scores have a standard normal prior, and each owner its own weight, so that values are pooled
-across chips and stacks as far as the data agree (a hierarchical fit).
+a sum of scores of the owners that it belongs to: its chip, its stack, and the pair of both.
+All scores have a standard normal prior, and each owner its own weight, so that values are
+pooled across chips and stacks as far as the data agree (a hierarchical fit).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,6 @@ SHARES = frozenset(
         "cap_share",
     }
 )
-
 
 # Energies of all formats move with that of bf16: what differs between chips is shared by
 # them, and each keeps its own deviation.
@@ -97,23 +97,24 @@ def parameters(
         pair: load_profile_card(*pair, shipped=False) for pair in dict.fromkeys(pairs)
     }
     names = tuple(freedom)
-    fixed = {
+    fixed: Any = {
         name: np.array([cards[pair].coefficients[name].value for pair in pairs])
         for name in next(iter(cards.values())).coefficients
     }
-    spread = np.array(
+    spread: Any = np.array(
         [
             [cards[pair].coefficients[name].spread or 0.0 for name in names]
             for pair in pairs
         ]
     )
     scores, membership = _scores(pairs, freedom)
+    prior: Any = np.stack([fixed[name] for name in names], axis=1)
     return Parameters(
         scores=scores,
         coefficients=names,
         membership=membership,
         selector=_selector(scores, names, spread.mean(axis=0)),
-        prior=np.stack([fixed[name] for name in names], axis=1),
+        prior=prior,
         spread=spread,
         fixed=fixed,
     )
@@ -121,7 +122,8 @@ def parameters(
 
 def _scores(
     pairs: list[tuple[str, str]], freedom: Mapping[str, Freedom]
-) -> tuple[tuple[Score, ...], np.ndarray]:
+) -> tuple[tuple[Score, ...], Any]:
+    """The scores, and their weights in the u of each row."""
     owners = {
         "chip": [gpu for gpu, _ in pairs],
         "stack": [stack for _, stack in pairs],
@@ -141,7 +143,7 @@ def _scores(
 
 def _selector(
     scores: tuple[Score, ...], names: tuple[str, ...], spread: np.ndarray
-) -> np.ndarray:
+) -> Any:
     chosen = np.zeros((len(scores), len(names)))
     for row, score in enumerate(scores):
         own = names.index(score.coefficient)
@@ -171,7 +173,7 @@ def coefficients(parameters: Parameters, u: RowScores) -> tuple[Chip, Stack]:
     return chip, stack
 
 
-def moved(name: str, prior, shift):
+def moved(name: str, prior: Array, shift: Array) -> Array:
     """Returns a coefficient `shift` away from its prior, on its own scale.
 
     Shares move on the logit scale, with the same slope at the prior as on the log scale.

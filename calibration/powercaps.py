@@ -26,7 +26,7 @@ Scalar = Float[Array, ""] | float
 
 CLOCKED, CLOCKED_SPREAD = 0.3, 0.3  # prior of a
 SWITCHING, SWITCHING_SPREAD = 0.6, 0.3  # prior of s
-NOISE = 0.02  # log error of a measured ratio
+NOISE = 0.04  # log error of two numbers for a workload
 GRID = np.linspace(0.02, 0.98, 49)
 BINDING = 0.995  # of the uncapped power: caps above do not bind
 
@@ -66,7 +66,10 @@ def capped(table: Table) -> CapPrediction:
         if not len(bound):
             continue
         stretch = _stretches(
-            load_chip(key[0]), table["power_cap_watts"][bound], watts, _clock(table, reference)
+            load_chip(key[0]),
+            table["power_cap_watts"][bound],
+            watts,
+            _clock(table, reference),
         )
         share = table["power_cap_watts"][bound] / watts
         energy = table["joules_per_output_token"]

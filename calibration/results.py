@@ -1,6 +1,8 @@
 """What a fit leaves behind: one profile for each pair of chip and stack."""
 
 import datetime
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from jaxlens.fitted_profiles import FittedProfile, FittedValue, save_profile
 COVERAGE = 0.8
 NORMAL_80 = 1.2816  # half-width of the central 80 % of a standard normal
 WEAK = 0.5  # share of a prior's variance that must go for data to have spoken
+SILENT = 0.1  # share below which data say next to nothing
 MIN_ROWS = 8  # of a pair, below which its own scatter is not worth much
 
 
@@ -103,9 +106,15 @@ def reason(found: Fit, options: Options) -> str:
     """Returns why a fit stopped, in words."""
     if not np.isfinite(float(found.loss)):
         return "failed: the loss is not finite"
-    if float(found.last_decrease) <= options.tolerance:
+    if converged(found, options):
         return "converged"
     return f"stopped after {options.polish} second-order steps, not converged"
+
+
+def converged(found: Fit, options: Options) -> bool:
+    """Returns whether the last step of a fit hardly changed its finite loss."""
+    small = float(found.last_decrease) <= options.tolerance
+    return bool(np.isfinite(float(found.loss))) and small
 
 
 def identifiability(task: Problem, found: Fit) -> dict[str, float]:
@@ -122,14 +131,18 @@ def identifiability(task: Problem, found: Fit) -> dict[str, float]:
 
 
 def save(folder: Path, results: Sequence[FittedProfile]) -> list[Path]:
-    """Writes profiles as `<chip>.<stack>.toml` into `folder`; returns their paths."""
+    """Writes profiles as `<chip>.<stack>.toml` into `folder`; returns their paths.
+
+    All of them are written aside before the first replaces an old one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for result in results:
-        path = folder / f"{result.chip}.{result.stack}.toml"
-        save_profile(path, result)
-        paths.append(path)
-    return paths
+    names = [f"{result.chip}.{result.stack}.toml" for result in results]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as aside:
+        for name, result in zip(names, results, strict=True):
+            save_profile(Path(aside) / name, result)
+        for name in names:
+            os.replace(Path(aside) / name, folder / name)
+    return [folder / name for name in names]
 
 
 def _covariance(

@@ -65,8 +65,9 @@ class ServingPrediction:
 
 def deployment_of(table: Table) -> Deployment:
     """Returns the layout, batch and clock of each row."""
+    ones: Any = np.ones(len(table))
 
-    def column(name: str, default: float) -> np.ndarray:
+    def column(name: str, default: float) -> Any:
         if not table.has(name):
             return np.full(len(table), default)
         values = np.asarray(table[name], float)
@@ -83,23 +84,21 @@ def deployment_of(table: Table) -> Deployment:
         clock_hz=column("sm_clock_hz", UNLIMITED),
         power_cap_watts=column("power_cap_watts", UNLIMITED),
         communication_sms=column("communication_sms", 20.0),
-        stages=np.ones(len(table)),
+        stages=ones,
         chunk_tokens=column("chunk_tokens", UNLIMITED),
-        routing_skew=np.zeros(len(table)),
+        routing_skew=0.0 * ones,
     )
 
 
 def workload_of(table: Table) -> Workload:
     """Returns the lengths of each row."""
-    spread = np.full(len(table), DEFAULT_CV)
+    prompt: Any = np.asarray(table["prompt_tokens"], float)
+    output: Any = np.asarray(table["output_tokens"], float)
+    spread: Any = np.full(len(table), DEFAULT_CV)
     if table.has("output_tokens_cv"):
         given = np.asarray(table["output_tokens_cv"], float)
         spread = np.where(np.isnan(given), spread, given)
-    return Workload(
-        prompt_tokens=np.asarray(table["prompt_tokens"], float),
-        output_tokens=np.asarray(table["output_tokens"], float),
-        output_tokens_cv=spread,
-    )
+    return Workload(prompt_tokens=prompt, output_tokens=output, output_tokens_cv=spread)
 
 
 def serving_rows(table: Table, stacks: Mapping[str, Stack]) -> ServingRows:
@@ -173,11 +172,11 @@ def predict_rows(rows: ServingRows, chip: Chip, stack: Stack) -> ServingPredicti
     chips, stacks = jax.tree.map(
         lambda leaf: jnp.concatenate([leaf, leaf]), (chip, stack)
     )
-    both = _price(rows, chips, stacks)
+    both: Any = _price(rows, chips, stacks)
     count = rows.mixed_share.shape[0]
     share = rows.mixed_share
 
-    def mean(values: Rows) -> Rows:
+    def mean(values: Any) -> Any:
         return values[:count] + share * (values[count:] - values[:count])
 
     seconds, joules = mean(both.seconds), mean(both.joules)
@@ -192,7 +191,7 @@ def predict_rows(rows: ServingRows, chip: Chip, stack: Stack) -> ServingPredicti
 
 
 def _price(rows: ServingRows, chip: Chip, stack: Stack) -> StepCost:
-    deployments = rows.deployments
+    deployments: Any = rows.deployments
     at_clock: Machine = machine(chip, stack, deployments)
     shape = deployments.batch.shape
     whole = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), at_clock)

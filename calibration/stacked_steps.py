@@ -1,13 +1,14 @@
 """Steps of many measured rows as arrays: rows x operations, padded, priced in one go.
 
-A fit evaluates the same rows thousands of times with other coefficients. What the rows ask for
-does not change, so it is laid out once: every operation of every row becomes one element of an
-array, with its role as a one-hot vector, and `rooflines.price` runs on whole arrays. Programs of
-all shapes share one compilation.
+A fit evaluates the same rows thousands of times with other coefficients. What the rows ask
+for does not change, so it is laid out once: every operation of every row becomes one element
+of an array, with its role as a one-hot vector, and `rooflines.price` runs on whole arrays.
+Programs of all shapes share one compilation.
 """
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,67 +87,88 @@ def widened(step: StackedStep, width: int) -> StackedStep:
 
 
 def _group(items: list[Item], rows: int, works: int, sent: int) -> StackedStep:
-    kernels = [i for i in items if isinstance(i.asks, Work)]
-    messages = [i for i in items if isinstance(i.asks, Message)]
-    routings = [i for i in items if isinstance(i.asks, Routing)]
-
-    def table(values: list, width: int, empty: float) -> np.ndarray:
-        columns = [np.broadcast_to(np.asarray(v, float), rows) for v in values]
-        columns += [np.full(rows, empty)] * (width - len(columns))
-        return np.stack(columns, axis=1)
-
-    def numbers(name: str, empty: float = 0.0) -> np.ndarray:
-        return table([getattr(i.asks, name) for i in kernels], works, empty)
-
-    def one_hot(values: list[str], names: tuple[str, ...], width: int) -> np.ndarray:
-        flat = np.zeros((rows, width, len(names)))
-        for position, value in enumerate(values):
-            if value in names:
-                flat[:, position, names.index(value)] = 1.0
-        return flat
-
-    mix = Precision(
-        **{
-            f.name: table([getattr(i.asks.mix, f.name) for i in kernels], works, 0.0)
-            for f in fields(Precision)
-        }
+    return StackedStep(
+        **_kernels(items, rows, works),
+        **_collectives(items, rows, sent),
+        **_routings(items, rows),
     )
-    sizes = {
-        f.name: numbers(f.name, 1.0 if f.name in PRODUCT_SHAPE else 0.0)
+
+
+def _kernels(items: list[Item], rows: int, width: int) -> dict[str, Any]:
+    asked = [i.asks for i in items if isinstance(i.asks, Work)]
+    layers = [i.layers for i in items if isinstance(i.asks, Work)]
+    mix: dict[str, Any] = {
+        f.name: _table([getattr(w.mix, f.name) for w in asked], rows, width)
+        for f in fields(Precision)
+    }
+    sizes: dict[str, Any] = {
+        f.name: _table(
+            [getattr(w, f.name) for w in asked],
+            rows,
+            width,
+            empty=1.0 if f.name in PRODUCT_SHAPE else 0.0,
+        )
         for f in fields(Work)
         if f.name != "mix" and not f.metadata.get("static")
     }
-    work = Work(role=ROLES[0], mix=mix, **sizes)
-    kinds = [
-        "all-gather" if m.asks.kind == "reduce-scatter" else m.asks.kind
-        for m in messages
-    ]
-    first = routings[0].asks if routings else None
-    zero = np.zeros(rows)
+    # Columns of nothing have the first role: any valid numbers will do in no layer.
+    roles = [w.role for w in asked] + [ROLES[0]] * (width - len(asked))
+    return {
+        "work": Work(role=ROLES[0], mix=Precision(**mix), **sizes),
+        "layers": _table(layers, rows, width),
+        "roles": _one_hot(roles, ROLES, rows, width),
+        "sampled": _table([float(bool(w.rate)) for w in asked], rows, width),
+        "repeats": _one_hot([w.repeat for w in asked], REPEATS, rows, width),
+    }
 
-    def routing(name: str) -> np.ndarray:
-        return zero + (np.asarray(getattr(first, name), float) if first else 0.0)
 
-    return StackedStep(
-        work=work,
-        layers=table([i.layers for i in kernels], works, 0.0),
-        roles=one_hot(
-            [i.asks.role for i in kernels] + [ROLES[0]] * (works - len(kernels)),
-            ROLES,
-            works,
-        ),
-        sampled=table([float(bool(i.asks.rate)) for i in kernels], works, 0.0),
-        repeats=one_hot([i.asks.repeat for i in kernels], REPEATS, works),
-        payload_bytes=table([m.asks.payload_bytes for m in messages], sent, 0.0),
-        ranks=table([m.asks.ranks for m in messages], sent, 1.0),
-        strides=table([m.asks.stride for m in messages], sent, 1.0),
-        message_layers=table([m.layers for m in messages], sent, 0.0),
-        kinds=one_hot(kinds, KINDS, sent),
-        routing_layers=zero + sum(i.layers for i in routings),
-        local_experts=routing("local_experts"),
-        block_experts=routing("local_experts") * routing("block_scaled"),
-        excess_load=routing("excess_load"),
-    )
+def _collectives(items: list[Item], rows: int, width: int) -> dict[str, Any]:
+    asked = [i.asks for i in items if isinstance(i.asks, Message)]
+    layers = [i.layers for i in items if isinstance(i.asks, Message)]
+    # A reduce-scatter costs what an all-gather does.
+    kinds = ["all-gather" if m.kind == "reduce-scatter" else m.kind for m in asked]
+    return {
+        "payload_bytes": _table([m.payload_bytes for m in asked], rows, width),
+        "ranks": _table([m.ranks for m in asked], rows, width, empty=1.0),
+        "strides": _table([m.stride for m in asked], rows, width, empty=1.0),
+        "message_layers": _table(layers, rows, width),
+        "kinds": _one_hot(kinds, KINDS, rows, width),
+    }
+
+
+def _routings(items: list[Item], rows: int) -> dict[str, Any]:
+    asked = [i.asks for i in items if isinstance(i.asks, Routing)]
+    layers = [i.layers for i in items if isinstance(i.asks, Routing)]
+
+    def first(name: str) -> np.ndarray:
+        value = getattr(asked[0], name) if asked else 0.0
+        return np.zeros(rows) + np.asarray(value, float)
+
+    return {
+        "routing_layers": np.zeros(rows) + np.asarray(sum(layers), float),
+        "local_experts": first("local_experts"),
+        "block_experts": first("local_experts") * first("block_scaled"),
+        "excess_load": first("excess_load"),
+    }
+
+
+def _table(
+    values: Sequence[Any], rows: int, width: int, empty: float = 0.0
+) -> np.ndarray:
+    """One column for each value, then columns of `empty` up to `width`."""
+    columns = [np.broadcast_to(np.asarray(v, float), rows) for v in values]
+    columns += [np.full(rows, empty)] * (width - len(columns))
+    return np.stack(columns, axis=1)
+
+
+def _one_hot(
+    values: Sequence[str], names: tuple[str, ...], rows: int, width: int
+) -> np.ndarray:
+    flat = np.zeros((rows, width, len(names)))
+    for position, value in enumerate(values):
+        if value in names:
+            flat[:, position, names.index(value)] = 1.0
+    return flat
 
 
 def line(step: StackedStep, machine: Machine, communication_sms: Rows) -> Line:

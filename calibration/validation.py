@@ -14,7 +14,8 @@ from jaxlens.calibration.serving_rows import predict_rows, serving_rows
 from jaxlens.calibration.tables import read_table
 from jaxlens.profiles import Profile, load_profile, load_profile_card, load_stack
 
-Predictions = Mapping[str, np.ndarray]  # by quantity; NaN where nothing is said
+Predictions = Mapping[str, Any]  # arrays by quantity, NaN where nothing is said; notes
+SIZES = ("prompt_tokens", "output_tokens", "concurrency")  # without which no prediction
 
 # What is judged of a kind of table: name in the report -> column that was measured.
 TARGETS: Mapping[str, Mapping[str, str]] = {
@@ -56,7 +57,7 @@ def validate(
     Args:
         tables: Files that `jaxlens.calibration.tables.read_table` reads.
         profile: A fitted profile; by default the shipped one of each row's pair.
-        by: Columns to group by.
+        by: Columns to group by; `clean` is one where a table has both kinds of rows.
         kind: Kind of table, where columns do not tell.
         gpu: Chip of tables without that column.
         stack: Stack of tables without that column.
@@ -83,6 +84,7 @@ def report(
 ) -> dict[str, Any]:
     """Returns the errors of `predicted` against `tables` of one kind."""
     kind = tables[0].kind
+    by = _splits(tables, by)
     columns = {
         name: np.concatenate([_labels(table, name) for table in tables]) for name in by
     }
@@ -94,7 +96,9 @@ def report(
     groups: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in by}
     for target, column in TARGETS[kind].items():
         measured = np.concatenate([_measured(table, column) for table in tables])
-        said = np.concatenate([p[column] for p in predicted])
+        said = np.concatenate(
+            [_said(p, column, len(t)) for p, t in zip(predicted, tables, strict=True)]
+        )
         known = np.isfinite(measured) & np.isfinite(said) & (measured > 0.0)
         if not known.any():
             continue
@@ -104,13 +108,52 @@ def report(
             split = scores.grouped(said[known], measured[known], labels[known])
             for label, summary in split.items():
                 group = groups[name].setdefault(label, {})
-                group["rows"] = summary.pop("rows")
+                group["rows"] = max(group.get("rows", 0), summary.pop("rows"))
                 group[target] = summary
     result["by"] = groups
-    notes = [note for table in tables for note in table.notes]
-    notes += [f"set aside: {bad}" for table in tables for bad in table.skipped[:20]]
-    result["notes"] = [*dict.fromkeys(notes), NOISE_FLOOR]
+    result["notes"] = _notes(tables, predicted)
     return result
+
+
+def _splits(tables: Sequence[Table], by: Sequence[str]) -> tuple[str, ...]:
+    """The columns to group by: also `clean`, where some rows are and others are not."""
+    flags = [np.asarray(t["clean"], float) for t in tables if t.has("clean")]
+    mixed = len(flags) == len(tables) and len(set(np.concatenate(flags).tolist())) > 1
+    return tuple(dict.fromkeys((*by, "clean") if mixed else by))
+
+
+def _notes(tables: Sequence[Table], predicted: Sequence[Predictions]) -> list[str]:
+    notes = [note for table in tables for note in table.notes]
+    notes += [note for said in predicted for note in said.get("notes", ())]
+    for table, said in zip(tables, predicted, strict=True):
+        silent = _unpredicted(table, said)
+        if silent.any():
+            notes.append(
+                f"{Path(table.source).name}: {int(silent.sum())} of {len(table)} rows "
+                f"cannot be predicted; {_cure(table, silent)}."
+            )
+    notes += [f"set aside: {bad}" for table in tables for bad in table.skipped[:20]]
+    return [*dict.fromkeys(notes), NOISE_FLOOR]
+
+
+def _unpredicted(table: Table, said: Predictions) -> np.ndarray:
+    """Rows of which a target was measured that no prediction exists for."""
+    silent = np.zeros(len(table), bool)
+    for column in TARGETS[table.kind].values():
+        known = np.isfinite(_measured(table, column))
+        silent |= known & ~np.isfinite(_said(said, column, len(table)))
+    return silent
+
+
+def _cure(table: Table, silent: np.ndarray) -> str:
+    missing = [
+        name
+        for name in SIZES
+        if table.kind == "serving" and np.isnan(_measured(table, name)[silent]).any()
+    ]
+    if missing:
+        return f"fill {', '.join(missing)}, an estimate will do"
+    return "no fitted coefficients cover them"
 
 
 def predict_table(table: Table, profile: str | Path | None = None) -> Predictions:
@@ -170,8 +213,21 @@ def _measured(table: Table, column: str) -> np.ndarray:
     return np.asarray(table[column], float)
 
 
+def _said(predicted: Predictions, column: str, rows: int) -> np.ndarray:
+    values = predicted.get(column)
+    return np.full(rows, np.nan) if values is None else np.asarray(values, float)
+
+
 def _labels(table: Table, name: str) -> np.ndarray:
     if not table.has(name):
-        known = ", ".join(sorted(table.columns))
+        known = ", ".join(sorted(filter(table.has, table.columns)))
         raise ValueError(f"validate: expected --by one of {known}, got {name!r}.")
-    return np.asarray(table[name]).astype(str)
+    return np.array([_label(name, value) for value in table[name].tolist()])
+
+
+def _label(name: str, value: str | float) -> str:
+    if value == "" or value != value:
+        return "unknown"
+    if name == "clean":
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

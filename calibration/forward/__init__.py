@@ -1,0 +1,1 @@
+"""Fits chips and eager execution to measured forward passes."""

@@ -117,7 +117,9 @@ def eager_coefficients(
 ) -> tuple[Chip, Stack, EagerCosts]:
     """Returns chip, stack and eager costs of every row."""
     chip, stack = coefficients(known, u)
-    values = {name: known.fixed[f"eager.{name}"] for name in ("knee_hz", "voltage_bend")}
+    values = {
+        name: known.fixed[f"eager.{name}"] for name in ("knee_hz", "voltage_bend")
+    }
     for name, prior in EAGER.items():
         column = known.coefficients.index(f"eager.{name}")
         values[name] = shifted(prior, prior.spread * u[:, column])

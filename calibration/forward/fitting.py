@@ -58,12 +58,11 @@ def forward_problem(tables: Sequence[Table]) -> ForwardProblem:
         for name in ("gpu", "stack", "model", "batch", "prompt_tokens", "seconds")
     }
     rows = forward_rows(kept)
-    joules = [
-        t["joules"] if t.has("joules") else np.full(len(t), np.nan) for t in kept
-    ]
+    joules = [t["joules"] if t.has("joules") else np.full(len(t), np.nan) for t in kept]
     measured = np.stack([joined["seconds"], np.concatenate(joules)], axis=1)
     dtypes = [
-        t["weight_dtype"] if t.has("weight_dtype") else np.full(len(t), "") for t in kept
+        t["weight_dtype"] if t.has("weight_dtype") else np.full(len(t), "")
+        for t in kept
     ]
     shape = [
         f"{m} {d} {b:g}x{p:g}"
@@ -81,7 +80,7 @@ def forward_problem(tables: Sequence[Table]) -> ForwardProblem:
     weights = (1.0 / np.sqrt(count[place]))[:, None] * np.isfinite(measured)
     return ForwardProblem(
         rows=rows,
-        parameters=forward_parameters(joined["gpu"], joined["stack"]),
+        parameters=forward_parameters(joined["gpu"].tolist(), joined["stack"].tolist()),
         measured=measured,
         weights=weights,
         labels={

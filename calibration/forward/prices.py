@@ -26,7 +26,7 @@ from jaxlens.hardware import Chip, Stack
 from jaxlens.pytrees import pytree
 from jaxlens.serving import machine, requested_clock, settle
 
-Rows = Float[Array, " row"]
+Rows = Float[Array, " row"] | float
 
 
 @pytree
@@ -58,7 +58,7 @@ def price(
 ) -> ForwardPrediction:
     """Returns the prediction of every row; leaves of the coefficients are per row."""
     deployment = Deployment(clock_hz=rows.clock_hz)
-    clock = requested_clock(chip, deployment)
+    clock = jnp.asarray(requested_clock(chip, deployment))
     chip = bent(replace(chip, knee_hz=eager.knee_hz), eager.voltage_bend, clock)
     chip = replace(
         chip, peak_fp32_flop_per_s=chip.peak_fp32_flop_per_s * eager.fp32_reach
@@ -82,12 +82,12 @@ def _eager(step: StackedStep, chip: Chip, eager: EagerCosts) -> StackedStep:
     work = step.work
     elementwise = step.roles[..., ROLES.index("elementwise")]
     attention = step.roles[..., ROLES.index("attention")]
-    room = (chip.l2_bytes * eager.l2_share)[:, None]
+    room = jnp.asarray(chip.l2_bytes * eager.l2_share)[:, None]
     filled = work.activation_bytes / room
-    kept = eager.l2_saving[:, None] / (1.0 + filled * filled)
+    kept = jnp.asarray(eager.l2_saving)[:, None] / (1.0 + filled * filled)
     moved = work.hbm_bytes - kept * work.activation_bytes
-    moved = moved * (1.0 + elementwise * (eager.traffic[:, None] - 1.0))
-    half = eager.head_half[:, None]
+    moved = moved * (1.0 + elementwise * (jnp.asarray(eager.traffic)[:, None] - 1.0))
+    half = jnp.asarray(eager.head_half)[:, None]
     narrow = (1.0 + half / work.depth) * (1.0 + half / work.columns)
     flop = work.flop * (1.0 + attention * (narrow - 1.0))
     return replace(step, work=replace(work, hbm_bytes=moved, flop=flop))

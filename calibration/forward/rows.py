@@ -59,7 +59,9 @@ def forward_rows(tables: Sequence[Table]) -> ForwardRows:
         chosen = np.array([other == key for other in keys])
         shape = _shape(*key)
         # Eager operations compile once per shape: every group sees all rows.
-        asked = eager_items(model(shape), expansions(shape), batch, prompt)
+        asked = eager_items(
+            model(shape), expansions(shape), jnp.asarray(batch), jnp.asarray(prompt)
+        )
         groups.append((_picked(asked, chosen), int(chosen.sum())))
         order.append(np.flatnonzero(chosen))
         launches[chosen] = launches_per_pass(shape)
@@ -74,8 +76,8 @@ def forward_rows(tables: Sequence[Table]) -> ForwardRows:
 def eager_items(
     description: Model,
     expanded: Mapping[str, Expansion],
-    batch: np.ndarray,
-    prompt: np.ndarray,
+    batch: Rows,
+    prompt: Rows,
 ) -> list[Item]:
     """Returns what a forward pass of `batch` prompts of `prompt` tokens asks for."""
     blocks = tuple(
@@ -96,9 +98,7 @@ def _expanded(item: Item, by: Expansion) -> Item:
     if not isinstance(item.asks, Work) or item.asks.role != "elementwise":
         return item
     traffic = item.asks.hbm_bytes * (by.passes / by.kernels)
-    asks = replace(
-        item.asks, repeat="", hbm_bytes=traffic, activation_bytes=traffic
-    )
+    asks = replace(item.asks, repeat="", hbm_bytes=traffic, activation_bytes=traffic)
     return replace(item, layers=item.layers * by.kernels, asks=asks)
 
 
@@ -110,11 +110,12 @@ def impossible(table: Table) -> np.ndarray:
     with jax.enable_x64(True):
         rows = forward_rows([table])
     found = np.zeros(len(table), bool)
-    flop = np.asarray(rows.step.work.flop * rows.step.layers)
+    flop = np.asarray(rows.step.work.flop) * np.asarray(rows.step.layers)
+    mix = jax.tree.map(np.asarray, rows.step.work.mix)
     for gpu in dict.fromkeys(table["gpu"].tolist()):
         chip = load_chip(gpu)
         share = np.minimum(np.asarray(rows.clock_hz) / float(chip.boost_hz), 1.0)
-        least = (flop * np.asarray(seconds_per_flop(rows.step.work.mix, chip))).sum(1)
+        least = (flop * np.asarray(seconds_per_flop(mix, chip))).sum(1)
         found |= (table["gpu"] == gpu) & (table["seconds"] < least / share)
     return found
 

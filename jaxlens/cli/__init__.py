@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 
 
-def _register(name: str, command: Callable[..., None], examples: str) -> None:
+def _register(name: str, command: Callable[..., Any], examples: str) -> None:
     """Adds a command; its docstring is its help, with paragraphs that flow."""
     paragraphs = (command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

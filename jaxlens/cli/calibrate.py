@@ -1,14 +1,19 @@
 """`jaxlens calibrate`: coefficients from measured runs."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxlens.cli.options import Json
 from jaxlens.cli.tables import print_json, print_line, print_table
 
+if TYPE_CHECKING:
+    from jaxlens.fitted_profiles import FittedProfile
+
+LEAST = 10  # scores shown of those that the data say least about
 EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -45,55 +50,84 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting points.")] = 0,
     starts: Annotated[int, typer.Option(help="Starting points.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Second-order steps at most.", min=1)] = 60,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse tables with bad rows.")
     ] = False,
     as_json: Json = False,
-) -> None:
-    """Fit chip and stack coefficients to measured serving runs."""
+) -> int:
+    """Fit chip and stack coefficients to measured serving runs.
+
+    A profile is replaced only by a fit that has converged.
+    """
     from jaxlens.calibration.calibrate import calibrate
     from jaxlens.calibration.fits import Options
-    from jaxlens.calibration.results import save
-    from jaxlens.fitted_profiles import save_profile
 
     found = calibrate(
         tables,
-        options=Options(seed=seed, starts=starts),
+        options=Options(seed=seed, starts=starts, polish=steps),
         gpu=gpu,
         stack=stack,
         strict=strict,
         progress=lambda stage: print(f"{stage} …", file=sys.stderr),
     )
-    several = len(found.profiles) > 1 or out.is_dir() or not out.suffix
-    if several and out.suffix:
-        pairs = ", ".join(f"{p.chip} with {p.stack}" for p in found.profiles)
+    report = {**found.report, "written": []}
+    if report["converged"]:
+        report["written"] = [str(path) for path in _write(out, found.profiles)]
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    if report["converged"]:
+        return 0
+    print(
+        f"jaxlens: calibrate: {report['reason']}; nothing written. Allow more --steps.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _write(out: Path, profiles: Sequence["FittedProfile"]) -> list[Path]:
+    """Writes one profile to a file, or several into a folder; returns their paths."""
+    from jaxlens.calibration.results import save
+    from jaxlens.fitted_profiles import save_profile
+
+    if out.is_dir() or not out.suffix:
+        return save(out, profiles)
+    if len(profiles) > 1:
+        pairs = ", ".join(f"{p.chip} with {p.stack}" for p in profiles)
         raise ValueError(
             f"calibrate: expected --out to be a folder for several pairs ({pairs}), "
             f"got {out}."
         )
-    if several:
-        written = save(out, found.profiles)
-    else:
-        save_profile(out, found.profiles[0])
-        written = [out]
-    report = {**found.report, "written": [str(path) for path in written]}
-    if as_json:
-        print_json(report)
-        return
+    for profile in profiles:
+        save_profile(out, profile)
+    return [out]
+
+
+def _show(report: Mapping[str, Any]) -> None:
     rows = [
-        (chip, kind, *_errors(report[kind][chip]))
+        (chip, kind.replace("_", " "), *_errors(errors))
         for kind in ("in_sample", "left_out")
-        for chip in report[kind]
+        for chip, errors in report[kind].items()
     ]
-    print_table(("chip", "rows", "energy MAPE", "latency MAPE"), rows)
+    print_table(("chip", "rows", "energy MAPE", "latency MAPE"), rows, left=2)
     print_line(
         f"{report['rows']} rows, {report['skipped']} set aside; {report['reason']}"
     )
-    for path in written:
+    print_line(
+        f"the data moved {report['scores_moved']} of {report['scores']} scores (took "
+        f"half of the prior variance or more); the others lean on their priors"
+    )
+    shares = sorted(report["identifiability"].items(), key=lambda item: item[1])
+    print_line("least identified, with the share of prior variance that went:")
+    for name, share in shares[:LEAST]:
+        print_line(f"  {share:6.1%}  {name}")
+    for path in report["written"]:
         print_line(f"wrote {path}")
 
 
-def _errors(entry: dict) -> tuple[str, str]:
+def _errors(entry: Mapping[str, Any]) -> tuple[str, str]:
     def shown(name: str) -> str:
         mape = entry.get(name, {}).get("mape")
         return "unknown" if mape is None else f"{mape:.1%}"

@@ -2,7 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,12 +26,17 @@ jaxlens validate runs.csv --by model,gpu
 
 jaxlens validate runs.csv more.parquet --profile mine.toml --json
 
+jaxlens validate my_gemms.parquet --kind gemm --gpu h100-sxm
+
 A row is one steady-state serving run, with columns such as gpu, stack, model,
 tensor_parallel, prompt_tokens, output_tokens, concurrency, output_tokens_per_second
-and joules_per_output_token or watts.
+and joules_per_output_token or watts. Tables of forward passes, kernels, collectives,
+clocks and power caps are told by their columns, or by --kind.
 """
 
 ERRORS = ("mape", "median_ape", "bias")
+USUAL = ("energy", "latency")  # what is judged of serving runs
+LARGE_BYTES = 1_000_000
 
 
 def command(
@@ -54,28 +60,55 @@ def command(
             help="Fitted profile; default: those of the package.", metavar="FILE"
         ),
     ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of table, where columns do not tell.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Chip of tables without that column.")
+    ] = None,
+    stack: Annotated[
+        str | None, typer.Option(help="Stack of tables without that column.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse tables with bad rows.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Errors of predictions against measured serving runs.
+    """Errors of predictions against measured runs, kernels or clocks.
 
     Latency is concurrency / output tokens per second. Rows that cannot be used are set
     aside and counted, each with its reason.
     """
     columns = tuple(name.strip() for name in by.split(",") if name.strip())
     validation = importlib.import_module("jaxlens.calibration.validation")
-    found = validation.validate(tables, profile=profile, by=columns)
+    asked = {"kind": kind, "gpu": gpu, "stack": stack, "strict": strict or None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    _announce(tables)
+    found = validation.validate(tables, profile=profile, by=columns, **given)
     if as_json:
         print_json(_plain(found))
     else:
         _show(found)
 
 
+def _announce(tables: Sequence[Path]) -> None:
+    """Says on stderr that large tables take a while."""
+    large = [t for t in tables if t.is_file() and t.stat().st_size > LARGE_BYTES]
+    for table in large:
+        size = table.stat().st_size / 1e6
+        print(f"reading {table} ({size:.0f} MB), a while …", file=sys.stderr)
+
+
 def _show(found: Mapping[str, Any]) -> None:
-    rows = [_errors("all", "", found)]
+    targets = _targets(found)
+    rows = [_errors("all", "", found, targets)]
     for column, groups in found.get("by", {}).items():
-        rows += [_errors(str(group), column, part) for group, part in groups.items()]
-    heads = [f"{name} {error}" for name in ("energy", "latency") for error in ERRORS]
-    print_table(("runs", "by", "rows", *heads), rows, left=2)
+        rows += [
+            _errors(str(group), column, part, targets) for group, part in groups.items()
+        ]
+    heads = [f"{name} {error}" for name in targets for error in ERRORS]
+    title = f"{found['kind']} tables" if "kind" in found else None
+    print_table(("runs", "by", "rows", *heads), rows, title=title, left=2)
     rank = found.get("spearman")
     if isinstance(rank, Mapping):
         for name, value in rank.items():
@@ -86,9 +119,21 @@ def _show(found: Mapping[str, Any]) -> None:
     print_notes(str(note) for note in found.get("notes", ()))
 
 
-def _errors(name: str, column: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+def _targets(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was judged: energy and latency of serving runs, time of kernels and so on."""
+    judged = (
+        name
+        for name, part in found.items()
+        if isinstance(part, Mapping) and "mape" in part
+    )
+    return tuple(judged) or USUAL
+
+
+def _errors(
+    name: str, column: str, found: Mapping[str, Any], targets: Sequence[str]
+) -> tuple[str, ...]:
     cells = []
-    for quantity in ("energy", "latency"):
+    for quantity in targets:
         errors = found.get(quantity) or {}
         for error in ERRORS:
             value = errors.get(error, math.nan)
