@@ -6,30 +6,36 @@ and pipeline parallel), b sequences in flight, prompt p and output o:
     weights      (W / T P + A W_e / G) / bandwidth          W dense, W_e expert bytes
     cache        b K(c) / (G bandwidth)                     K bytes a sequence, c its context
     products     b r F / (G peak)                           F flop a token, r = 1 + p / o
+    tiles        A 128 2 W_e / (G peak)                     fp8 experts fill whole tiles
     layers       L                                          seconds of a layer: launches
     collectives  L log2(T)                                  ... and their startups
-    messages     b r L 4 d (1 - 1 / T) / (D link)           activations, reduced twice
+    messages     b r L 4 d (1 - 1 / T) / (D link)           all-reduce in 16 bits
     step         1                                          seconds of a step: host
     sequences    b / D                                      ... and of a sequence
 
 A = 1 - (1 - k / E)^(b r) is the share of E experts that b r tokens with k picks each reach.
-Latency of a token is a weighted sum of the eight, and energy takes the power limit N of a GPU
+Latency of a token is a weighted sum of the nine, and energy takes the power limit N of a GPU
 for shares of the time:
 
     t = sum_i a_i tau_i,
     J = (G N / b) (e_0 t + e_weights tau_weights + e_cache tau_cache + e_products tau_products).
 
-All twelve coefficients are positive, by least squares in relative error.
+All thirteen coefficients are positive, by least squares in relative error.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlens.calibration.measured_tables import Table
-from jaxlens.calibration.serving_rows import deployment_of, workload_of
+from jaxlens.calibration.serving_rows import (
+    GROUP_ROWS,
+    deployment_of,
+    workload_of,
+)
 from jaxlens.deployments import Deployment
 from jaxlens.loading import load_model
 from jaxlens.loads import Load
@@ -44,6 +50,7 @@ TERMS = (
     "weights",
     "cache",
     "products",
+    "tiles",
     "layers",
     "collectives",
     "messages",
@@ -52,6 +59,7 @@ TERMS = (
 )
 DRAWING = ("weights", "cache", "products")  # what takes power beyond a running GPU's
 ENERGY_TERMS = ("time", *DRAWING)
+TILE_ROWS = 128.0  # of a product with one fp8 scale per 128 x 128 block
 REWEIGHTINGS = 10
 NOISE = 0.15  # scale of a relative residual beyond which a row counts less
 
@@ -67,11 +75,13 @@ class Size:
     experts: float
     top_k: float
     flop_per_token: float
+    fp8_share: float  # of the feed-forward or expert products
+    block_scaled: float  # 1 for fp8 with a scale per block
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """Twelve coefficients; 0 for a term that does not help."""
+    """Thirteen coefficients; 0 for a term that does not help."""
 
     latency: Mapping[str, float]  # by term: a_i
     energy: Mapping[str, float]  # by energy term: e_i
@@ -108,13 +118,10 @@ class Terms:
 def closed_form_terms(table: Table) -> Terms:
     """Returns the terms of the rows of a serving table."""
     layout, lengths = deployment_of(table), workload_of(table)
-    sizes = [
-        _size(*map(str, names))
-        for names in zip(
-            table["model"], table["weight_dtype"], table["kv_dtype"], strict=True
-        )
-    ]
-    size = {name: np.array([getattr(s, name) for s in sizes]) for name in vars(sizes[0])}
+    sizes = [_size(*key) for key in _formats(table)]
+    size = {
+        name: np.array([getattr(s, name) for s in sizes]) for name in vars(sizes[0])
+    }
     chips = [load_chip(str(name)) for name in table["gpu"]]
 
     def chip(name: str) -> np.ndarray:
@@ -126,15 +133,17 @@ def closed_form_terms(table: Table) -> Terms:
     passes = 1.0 + np.asarray(lengths.prompt_tokens) / np.asarray(lengths.output_tokens)
     tokens = batch * passes
     reached = 1.0 - (1.0 - size["top_k"] / size["experts"]) ** tokens
-    narrow = np.array([str(name) == "fp8" for name in table["weight_dtype"]])
-    peak = np.where(narrow, chip("peak_fp8_flop_per_s"), chip("peak_bf16_flop_per_s"))
-    weights = size["dense_bytes"] / (tensor * stages)
-    weights = weights + reached * size["expert_bytes"] / gpus
+    fp8, bf16 = chip("peak_fp8_flop_per_s"), chip("peak_bf16_flop_per_s")
+    peak = np.where(size["fp8_share"] > 0.5, fp8, bf16)
+    dense = size["dense_bytes"] / (tensor * stages)
+    experts = reached * size["expert_bytes"] / gpus
+    padded = TILE_ROWS * 2.0 * experts * size["block_scaled"]  # one byte an element
     activations = 4.0 * size["width"] * size["layers"] * (1.0 - 1.0 / tensor)
     columns = {
-        "weights": weights / chip("hbm_bytes_per_s"),
+        "weights": (dense + experts) / chip("hbm_bytes_per_s"),
         "cache": batch * _cached_bytes(table) / gpus / chip("hbm_bytes_per_s"),
         "products": tokens * size["flop_per_token"] / gpus / peak,
+        "tiles": padded / peak,
         "layers": size["layers"],
         "collectives": size["layers"] * np.log2(tensor),
         "messages": tokens * activations / data / chip("link_bytes_per_s"),
@@ -148,16 +157,26 @@ def closed_form_terms(table: Table) -> Terms:
     )
 
 
+def _formats(table: Table) -> list[tuple[str, str, str]]:
+    """Model and number formats of each row; empty where a table does not say."""
+    unsaid = [""] * len(table)
+    names = ("model", "weight_dtype", "kv_dtype")
+    words = [map(str, table.columns.get(name, unsaid)) for name in names]
+    return list(zip(*words, strict=True))
+
+
 @cache
 def _size(model_id: str, weights: str, kv: str) -> Size:
     model = load_model(model_id, weights=weights or None, kv=kv or None)
-    shape, one = load_shape(model_id), Deployment()
+    shape, one, formats = load_shape(model_id), Deployment(), model.formats.weights
     feeds = [feed for feed in shape.feeds if isinstance(feed, Experts)]
     routed = 0.0
     for feed in feeds:
         count = feed.layers * feed.experts * feed.matrices * feed.width * shape.width
-        routed += count * model.formats.weights["experts"].bytes_per_element
-    asked = items(model, one, Load(decode_sequences=1.0, decode_context=1.0), ("decode",))
+        routed += count * formats["experts"].bytes_per_element
+    asked = items(
+        model, one, Load(decode_sequences=1.0, decode_context=1.0), ("decode",)
+    )
     flop = sum(i.layers * i.asks.flop for i in asked if isinstance(i.asks, Work))
     return Size(
         layers=float(sum(mixer.layers for mixer in shape.mixers)),
@@ -167,6 +186,8 @@ def _size(model_id: str, weights: str, kv: str) -> Size:
         experts=float(feeds[0].experts) if feeds else 1.0,
         top_k=float(feeds[0].top_k) if feeds else 1.0,
         flop_per_token=float(flop),
+        fp8_share=float(formats["experts" if feeds else "feed_forward"].fp8_share),
+        block_scaled=float(model.formats.block_scaled),
     )
 
 
@@ -176,13 +197,15 @@ def _cached_bytes(table: Table) -> np.ndarray:
     spread = np.asarray(lengths.output_tokens_cv)
     output = np.asarray(lengths.output_tokens) * (1.0 + spread * spread)
     context = np.asarray(lengths.prompt_tokens) + 0.5 * output
-    names = ("model", "weight_dtype", "kv_dtype")
-    keys = list(zip(*(map(str, table[name]) for name in names), strict=True))
+    keys = _formats(table)
     held = np.zeros(len(table))
     for key in dict.fromkeys(keys):
-        rows = np.array([other == key for other in keys])
+        rows = np.flatnonzero([other == key for other in keys])
         model = load_model(key[0], weights=key[1] or None, kv=key[2] or None)
-        held[rows] = np.asarray(sequence_bytes(model, Deployment(), context[rows]))
+        # Eager operations compile once per shape: rows are padded to few sizes.
+        padded = np.resize(context[rows], -(-len(rows) // GROUP_ROWS) * GROUP_ROWS)
+        sizes = sequence_bytes(model, Deployment(), jnp.asarray(padded))
+        held[rows] = np.broadcast_to(np.asarray(sizes), padded.shape)[: len(rows)]
     return held
 
 

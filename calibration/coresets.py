@@ -6,7 +6,8 @@ has a standard normal prior. So two candidates a and b are expected to say diffe
     E (J_a z - J_b z)^2 = |J_a - J_b|^2,
 
 the squared distance of their Jacobian rows. Candidates that lie close teach the same; one of
-them, a medoid, stands for all, with the size of its cluster as its weight.
+them, a medoid, stands for all, with the size of its cluster as its weight. Medoids minimise
+the sum of squared distances: what is expected to be left unexplained.
 
 Source: Y. Guo et al., "FedCore: Straggler-Free Federated Learning with Distributed Coresets",
 arXiv 2402.00219, 2024 (k-medoids of gradients, size from a time budget); E. Schubert,
@@ -57,8 +58,13 @@ class Coreset:
     weights: np.ndarray  # candidates for which each row stands, itself included
     cluster: np.ndarray  # of every candidate: index into `rows`
     seconds: float  # what measuring all rows costs
-    spread: float  # mean distance of a candidate from its medoid, of log predictions
+    spread: float  # root mean square distance from the medoid, of log predictions
     spread_of_one: float  # the same where the best single candidate stands for all
+
+    @property
+    def fit_weights(self) -> np.ndarray:
+        """Weights of mean one: a run is one run, however many it stands for."""
+        return self.weights / self.weights.mean()
 
 
 def read_candidates(
@@ -86,9 +92,10 @@ def read_candidates(
         b if _empty(a) else a for a, b in zip(running, limit, strict=True)
     ]
     columns["output_tokens_per_second"] = [1.0] * rows  # the reader asks for one
+    for name in ("weight_dtype", "kv_dtype"):
+        columns.setdefault(name, [""] * rows)  # the model's own
     given = columns.pop("cost_seconds", [None] * rows)
-    unnumbered = raw.with_columns(columns)
-    read = build_table(unnumbered, kind="serving", gpu=gpu, stack=stack)
+    read = build_table(raw.with_columns(columns), kind="serving", gpu=gpu, stack=stack)
     position = {int(number): i for i, number in enumerate(raw.row_numbers)}
     costs = [given[position[int(number)]] for number in read.row_numbers]
     seconds = np.array([np.nan if _empty(c) else float(c) for c in costs])
@@ -121,8 +128,8 @@ def evidence_of(
             [cards[pair].stack for pair in pairs],
             freedom,
         ),
-        measured=np.ones((len(table), 2)),
-        weights=np.ones((len(table), 2)),
+        measured=jnp.ones((len(table), 2)),
+        weights=jnp.ones((len(table), 2)),
     )
     seconds_per_step = np.asarray(_prior_latency(evidence))
     return evidence, seconds_per_step * np.asarray(table["output_tokens"], float)
@@ -154,12 +161,12 @@ def _jacobian(evidence: Evidence) -> Array:
     return fits.jacobian(evidence.residuals, known, prior)
 
 
-def distances(features: np.ndarray) -> np.ndarray:
-    """Returns Euclidean distances of all pairs of rows."""
+def squared_distances(features: np.ndarray) -> np.ndarray:
+    """Returns squared Euclidean distances of all pairs of rows."""
     squares = np.sum(features * features, axis=1)
     squared = squares[:, None] + squares[None, :] - 2.0 * features @ features.T
     np.fill_diagonal(squared, 0.0)
-    return np.sqrt(np.maximum(squared, 0.0))
+    return np.maximum(squared, 0.0)
 
 
 def coreset(features: np.ndarray, count: int, seed: int = 0) -> Coreset:
@@ -169,7 +176,7 @@ def coreset(features: np.ndarray, count: int, seed: int = 0) -> Coreset:
         raise ValueError(
             f"coreset: expected 1 to {len(features)} rows to choose, got {count}."
         )
-    apart = distances(features)
+    apart = squared_distances(features)
     return _described(apart, _medoids(apart, count, seed), np.zeros(len(features)))
 
 
@@ -199,7 +206,7 @@ def coreset_within(
             f"coreset: expected a budget of at least {seconds.min():.0f} s, the cheapest "
             f"run, got {budget_seconds:.0f} s."
         )
-    apart = distances(features)
+    apart = squared_distances(features)
     chosen = np.zeros(0, int)
     low, high = 0, int((np.cumsum(np.sort(seconds)) <= budget_seconds).sum())
     while low < high:
@@ -257,6 +264,6 @@ def _described(apart: np.ndarray, rows: np.ndarray, seconds: np.ndarray) -> Core
         weights=np.bincount(cluster, minlength=len(rows)).astype(float),
         cluster=cluster,
         seconds=float(seconds[rows].sum()),
-        spread=float(to_rows.min(axis=1).mean()),
-        spread_of_one=float(apart.mean(axis=0).min()),
+        spread=float(np.sqrt(to_rows.min(axis=1).mean())),
+        spread_of_one=float(np.sqrt(apart.mean(axis=0).min())),
     )

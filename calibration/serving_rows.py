@@ -111,10 +111,10 @@ def serving_rows(table: Table, stacks: Mapping[str, Stack]) -> ServingRows:
     deployment, workload = deployment_of(table), workload_of(table)
     keys = list(
         zip(
-            table["model"],
-            table["weight_dtype"],
-            table["kv_dtype"],
-            table["stack"],
+            _words(table, "model"),
+            _words(table, "weight_dtype"),
+            _words(table, "kv_dtype"),
+            _words(table, "stack"),
             strict=True,
         )
     )
@@ -150,6 +150,13 @@ def serving_rows(table: Table, stacks: Mapping[str, Stack]) -> ServingRows:
         loads=_twice(lambda a, b: (a, b), carried.decode, carried.mixed),
         mixed_share=carried.mixed_share,
     )
+
+
+def _words(table: Table, name: str) -> list[str]:
+    """A column of words; empty ones where the table lacks it."""
+    if name not in table.columns:
+        return [""] * len(table)
+    return [str(word) for word in table[name]]
 
 
 def _twice(pair: Callable[..., tuple[Any, Any]], first: Any, second: Any) -> Any:

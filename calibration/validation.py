@@ -153,6 +153,8 @@ def _cure(table: Table, silent: np.ndarray) -> str:
     ]
     if missing:
         return f"fill {', '.join(missing)}, an estimate will do"
+    if table.kind == "powercap":
+        return "their caps do not bind: the other rows are compared with them"
     return "no fitted coefficients cover them"
 
 
@@ -174,7 +176,18 @@ def predict_table(table: Table, profile: str | Path | None = None) -> Prediction
         return predict_powercaps(table)
     from jaxlens.calibration.kernels import predict_table as predict_kernels
 
-    return predict_kernels(table)
+    return _trusted(table, predict_kernels(table))
+
+
+def _trusted(table: Table, said: Predictions) -> Predictions:
+    """Leaves out the energy of launches too short for their power to be their own."""
+    from jaxlens.calibration.kernels import trustworthy_power
+
+    joules = said.get("joules")
+    if joules is None or not table.has("watts"):
+        return said
+    trusted = trustworthy_power(table.kind)(table.columns)
+    return {**said, "joules": np.where(trusted, np.asarray(joules, float), np.nan)}
 
 
 def predict_serving(table: Table, profile: str | Path | None = None) -> Predictions:

@@ -1,10 +1,14 @@
 """What an answer leans on that is a guess, or outside of what was seen."""
 
+import math
+
 from jaxlens.deployments import UNLIMITED
 from jaxlens.precisions import UNITS
 from jaxlens.profiles import ProfileCard
 from jaxlens.requests import Request
 from jaxlens.shapes import Experts, ModelShape
+
+LOOSE_SPREAD = 0.3  # of the logarithm
 
 
 def notes(request: Request) -> list[str]:
@@ -15,10 +19,33 @@ def notes(request: Request) -> list[str]:
     ]
     return [
         *found,
+        *_communication_notes(request),
+        *_eager_notes(card),
         *_format_notes(shape, card),
         *_length_notes(request),
         *_knob_notes(request),
         *_range_notes(request),
+    ]
+
+
+def _communication_notes(request: Request) -> list[str]:
+    """Serving runs hardly tell communication power apart: a fit leaves it at its prior."""
+    link = request.card.coefficients["chip.link_watts"]
+    loose = link.spread is not None and link.spread > LOOSE_SPREAD
+    if request.gpus == 1 or link.origin != "fitted" or not loose:
+        return []
+    return [
+        f"communication power is little more than a prior: link_watts is known to a "
+        f"factor of {math.exp(link.spread or 0.0):.1f}"
+    ]
+
+
+def _eager_notes(card: ProfileCard) -> list[str]:
+    if card.fusion != "eager":
+        return []
+    return [
+        "eager execution: the host's launch time of each kernel is not in this estimate; "
+        "small batches and short prompts take longer"
     ]
 
 

@@ -1,1 +1,1 @@
-"""Searches for the deployment that serves a workload with the least energy."""
+"""Room for gradient search over deployments; `jaxlens.exploring` compares grids."""

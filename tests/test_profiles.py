@@ -173,7 +173,7 @@ def test_names_that_drivers_report_resolve(alias, name):
         ("vLLM", "vllm-0.11"),
         ("vllm-0.11.1", "vllm-0.11"),
         ("default", "vllm-0.11"),
-        ("vllm-0.5.4", "vllm-0.5"),
+        ("vllm-0.5.4", "vllm-0.5.4"),
         ("tensorrt-llm", "tensorrt-llm-0.9"),
     ],
 )

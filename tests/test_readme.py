@@ -16,7 +16,9 @@ def blocks(language: str) -> list[str]:
 def test_the_first_example_prints_what_the_page_shows():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(blocks("python")[0], "README.md", "exec"), {})  # the page's own code
+        exec(
+            compile(blocks("python")[0], "README.md", "exec"), {}
+        )  # the page's own code
     assert printed.getvalue().strip() == blocks("text")[0].strip()
 
 

@@ -19,7 +19,7 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(rows, tmp_path_factory):
-    """Sixteen runs, of which the last two are not clean and one has no prompt length."""
+    """Sixteen runs: the last two not clean, the one before without prompt length."""
     changed = [*rows[:-3], {**rows[-3], "prompt_tokens": ""}]
     changed += [{**row, "clean": "False"} for row in rows[-2:]]
     return synthetic_runs.write(tmp_path_factory.mktemp("runs") / "runs.csv", changed)
@@ -61,7 +61,7 @@ def test_rows_that_are_not_clean_are_shown_apart(found):
 
 def test_rows_that_cannot_be_predicted_are_noted_with_a_cure(found):
     (note,) = (note for note in found["notes"] if "cannot be predicted" in note)
-    assert "1 of 16 rows" in note
+    assert note.startswith("runs.csv: 1 of 16 rows")
     assert "fill prompt_tokens" in note
 
 
@@ -112,7 +112,10 @@ def test_errors_are_those_of_the_predictions(runs):
 
 def test_targets_that_nobody_predicts_are_left_out(runs):
     table = read_table(runs)
-    said = {"joules_per_output_token": None, "latency_seconds": table["latency_seconds"]}
+    said = {
+        "joules_per_output_token": None,
+        "latency_seconds": table["latency_seconds"],
+    }
     found = report([table], [said], ())
     assert "energy" not in found
     assert found["latency"]["mape"] == 0.0
@@ -133,9 +136,12 @@ def test_command_prints_the_targets_of_the_kind(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "time mape" in out
     assert "energy" not in out
-    assert {"kind": "gemm", "gpu": "h100-sxm", "stack": "sglang", "strict": True}.items() <= (
-        asked[0].items()
-    )
+    assert {
+        "kind": "gemm",
+        "gpu": "h100-sxm",
+        "stack": "sglang",
+        "strict": True,
+    }.items() <= (asked[0].items())
 
 
 def test_large_tables_are_announced_on_stderr(monkeypatch, capsys, tmp_path):
@@ -150,3 +156,22 @@ def test_large_tables_are_announced_on_stderr(monkeypatch, capsys, tmp_path):
     said = capsys.readouterr()
     assert "kernels.csv" in said.err
     assert json.loads(said.out)["rows"] == 0
+
+
+# Errors over clean rows by chip, a fifth above those of the shipped profiles.
+BOUNDS = {
+    "mlenergy_v3": {"h100-sxm": (0.10, 0.09), "b200-sxm": (0.16, 0.21)},
+    "mlenergy_v2": {"h100-sxm": (0.09, 0.10), "a100-sxm-40gb": (0.12, 0.08)},
+    "memory_gap": {"h100-sxm-64gb": (0.09, 0.09)},
+}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", BOUNDS)
+def test_shipped_profiles_stay_as_close_to_public_runs_as_they_are(name, data_folder):
+    found = validate([data_folder / "serving" / f"{name}.csv"], by=("gpu",))
+    for gpu, (energy, latency) in BOUNDS[name].items():
+        errors = found["by"]["gpu"][gpu]
+        assert errors["energy"]["mape"] < energy, gpu
+        assert errors["latency"]["mape"] < latency, gpu
+        assert abs(errors["energy"]["bias"]) < energy, gpu

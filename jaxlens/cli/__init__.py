@@ -8,6 +8,7 @@ import typer
 
 from jaxlens.cli import (
     calibrate,
+    coreset,
     explore,
     gpus,
     measure,
@@ -61,6 +62,7 @@ _register("models", models.command, models.EXAMPLES)
 _register("gpus", gpus.command, gpus.EXAMPLES)
 _register("validate", validate.command, validate.EXAMPLES)
 _register("calibrate", calibrate.command, calibrate.EXAMPLES)
+_register("coreset", coreset.command, coreset.EXAMPLES)
 _register("measure", measure.command, measure.EXAMPLES)
 
 

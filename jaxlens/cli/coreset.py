@@ -27,16 +27,20 @@ concurrency. A column cost_seconds says what a run takes; without it, three life
 sequence as predicted, after --setup.
 """
 UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-SHOWN = (
-    "gpu",
-    "model",
-    "tensor_parallel",
-    "data_parallel",
-    "expert_parallel",
-    "concurrency",
-    "prompt_tokens",
-    "output_tokens",
-)
+# Columns of the answer, and what the table for people calls them.
+SHOWN = {
+    "model": "model",
+    "gpu": "gpu",
+    "tensor_parallel": "TP",
+    "data_parallel": "DP",
+    "expert_parallel": "EP",
+    "concurrency": "batch",
+    "prompt_tokens": "prompt",
+    "output_tokens": "output",
+    "weight": "weight",
+    "cost_seconds": "cost s",
+    "row": "row",
+}
 
 
 def command(
@@ -143,20 +147,23 @@ def _records(table: "Table", found: "Coreset", seconds: Any) -> list[dict[str, A
 
 
 def _show(report: dict[str, Any], out: Path | None) -> None:
-    heads = [*report["chosen"][0]]
-    rows = [
-        ["-" if v is None else f"{v:g}" if isinstance(v, float) else v for v in r]
-        for r in (record.values() for record in report["chosen"])
-    ]
-    print_table([name.replace("_", " ") for name in heads], rows, left=3)
+    names = [name for name in SHOWN if name in report["chosen"][0]]
+    rows = [[_cell(run[name]) for name in names] for run in report["chosen"]]
+    print_table([SHOWN[name] for name in names], rows, left=2)
     hours = report["seconds"] / 3600.0
     print_line(
         f"{report['runs']} of {report['candidates']} candidates, {hours:.1f} h; "
         f"{report['skipped']} rows set aside"
     )
     print_line(
-        f"mean distance to a run, in log predictions: {report['spread']:.3f} "
+        f"distance to the nearest run, in log predictions: {report['spread']:.3f} "
         f"({report['spread_of_one']:.3f} with one run)"
     )
     if out is not None:
         print_line(f"wrote {out}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if isinstance(value, float) else str(value)

@@ -96,7 +96,7 @@ def _announce(tables: Sequence[Path]) -> None:
     large = [t for t in tables if t.is_file() and t.stat().st_size > LARGE_BYTES]
     for table in large:
         size = table.stat().st_size / 1e6
-        print(f"reading {table} ({size:.0f} MB), a while …", file=sys.stderr)
+        print(f"reading {table} ({size:.0f} MB): this takes a while …", file=sys.stderr)
 
 
 def _show(found: Mapping[str, Any]) -> None:
