@@ -174,9 +174,11 @@ def predict_table(table: Table, profile: str | Path | None = None) -> Prediction
         from jaxlens.calibration.powercaps import predict_powercaps
 
         return predict_powercaps(table)
+    from jaxlens.calibration.kernels import load_kernel_fits
     from jaxlens.calibration.kernels import predict_table as predict_kernels
 
-    return _trusted(table, predict_kernels(table))
+    fits = None if profile is None else load_kernel_fits(folder=profile)
+    return _trusted(table, predict_kernels(table, fits))
 
 
 def _trusted(table: Table, said: Predictions) -> Predictions:

@@ -125,8 +125,8 @@ def load_profile(
     Args:
         gpu: Id, alias, TOML file or tables of a chip.
         stack: The same of a stack.
-        profile: A fitted profile of that pair; by default the one that comes with the
-            package, if it has one.
+        profile: A fitted profile of that pair, or a folder of them as `jaxlens calibrate`
+            writes it; by default the one that comes with the package, if it has one.
         shipped: False for the priors, without the fit that comes with the package.
     """
     reading = _read(gpu, stack, profile, shipped)
@@ -195,6 +195,8 @@ def _read(
             return _Reading(chip, software, None)
     else:
         path = Path(profile).expanduser()
+        if path.is_dir():
+            path = path / f"{chip.id}.{software.id}.toml"
     fitted = read_fitted_profile(path)
     if (fitted.chip, fitted.stack) != (chip.id, software.id):
         raise ValueError(

@@ -23,9 +23,11 @@ jaxlens calibrate a.csv b.csv --out profiles/    one file for each chip and stac
 
 jaxlens predict MODEL --gpu h100-sxm --profile profile.toml
 
-Rows are steady-state serving runs, as `jaxlens validate` reads them. Coefficients that
-the runs cannot tell apart keep their priors. Errors are reported on architectures that
-were left out of the fit.
+jaxlens calibrate gemm.parquet moe.parquet --out kernels/    formulas of kernels
+
+Rows are steady-state serving runs, forward passes or kernels, as `jaxlens validate` reads
+them. Coefficients that the runs cannot tell apart keep their priors. Errors of serving
+runs are reported on architectures that were left out of the fit.
 """
 
 
@@ -33,7 +35,7 @@ def command(
     tables: Annotated[
         list[Path],
         typer.Argument(
-            help="CSV, Parquet or JSON files of serving runs.",
+            help="CSV, Parquet or JSON files of measured runs.",
             metavar="TABLE…",
             show_default=False,
         ),
@@ -50,7 +52,9 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting points.")] = 0,
     starts: Annotated[int, typer.Option(help="Starting points.", min=1)] = 2,
-    steps: Annotated[int, typer.Option(help="Second-order steps at most.", min=1)] = 60,
+    steps: Annotated[
+        int, typer.Option(help="Second-order steps at most.", min=1)
+    ] = 100,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse tables with bad rows.")
     ] = False,
@@ -62,14 +66,20 @@ def command(
     """
     from jaxlens.calibration.calibrate import calibrate
     from jaxlens.calibration.fits import Options
+    from jaxlens.calibration.table_fits import kind_of
+    from jaxlens.calibration.tables import read_table
 
+    given = {"gpu": gpu, "stack": stack, "strict": strict}
+    kind = kind_of([read_table(path, **given) for path in tables])
+    if kind != "serving":
+        return _other_fit(kind, tables, out, as_json, **given)
     found = calibrate(
         tables,
         options=Options(seed=seed, starts=starts, polish=steps),
         gpu=gpu,
         stack=stack,
         strict=strict,
-        progress=lambda stage: print(f"{stage} …", file=sys.stderr),
+        progress=_progress,
     )
     report = {**found.report, "written": []}
     if report["converged"]:
@@ -85,6 +95,32 @@ def command(
         file=sys.stderr,
     )
     return 1
+
+
+def _progress(stage: str) -> None:
+    print(f"{stage} …", file=sys.stderr)
+
+
+def _other_fit(
+    kind: str, tables: Sequence[Path], out: Path, as_json: bool, **given: Any
+) -> int:
+    """Fits kernels or forward passes, and says how far off the fits are."""
+    from jaxlens.calibration import table_fits
+    from jaxlens.calibration.tables import read_table
+
+    read = [read_table(path, **given) for path in tables]
+    fit = {
+        "kernels": table_fits.fit_kernel_tables,
+        "forward": table_fits.fit_forward_tables,
+    }[kind]
+    report = fit(read, out, _progress)
+    if as_json:
+        print_json(report)
+    else:
+        for path in report["written"]:
+            print_line(f"wrote {path}")
+        print_line(f"errors: jaxlens validate {tables[0]} --profile {out}")
+    return 0
 
 
 def _write(out: Path, profiles: Sequence["FittedProfile"]) -> list[Path]:
