@@ -1,6 +1,6 @@
 """The whole of a calibration: read tables, fit, cross-validate, keep the result."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ import numpy as np
 from jaxlens.calibration.calibrating import (
     CrossValidation,
     Problem,
+    Progress,
     cross_validate,
     problem,
     random_folds,
+    silent,
     solve,
 )
+from jaxlens.calibration.checkpoints import Checkpoint, fingerprint
 from jaxlens.calibration.fits import Fit, Options
 from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.results import (
@@ -30,6 +33,7 @@ from jaxlens.calibration.results import (
 from jaxlens.calibration.tables import read_table
 from jaxlens.fitted_profiles import FittedProfile
 
+NOTE = "note"  # the stage of what is said about a checkpoint
 REFIT = {"polish": 8, "tolerance": 1e-4}  # a fold starts from the fit to all rows
 
 
@@ -51,7 +55,8 @@ def calibrate(
     gpu: str | None = None,
     stack: str | None = None,
     strict: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
 ) -> Calibration:
     """Returns the coefficients that explain serving tables best.
 
@@ -61,32 +66,53 @@ def calibrate(
         gpu: Chip of tables without that column.
         stack: Stack of tables without that column.
         strict: Whether a bad row is an error instead of being set aside.
-        progress: Called with the name of each stage as it begins.
+        checkpoint: File to go on from after an interruption; gone in the end.
+        progress: Called with a stage, what of it is done, of how much, and a detail.
     """
     options = options or Options()
-    progress("reading tables")
     tables = [read_table(p, gpu=gpu, stack=stack, strict=strict) for p in paths]
     _check(tables)
     with jax.enable_x64(True):
         task = problem(tables)
-        progress(f"fitting {len(task.evidence.parameters.scores)} scores")
-        found = solve(task, options)
+        kept = Checkpoint(checkpoint, _fingerprint(task, tables, options))
+        if kept.note:
+            progress(NOTE, 0, 0, kept.note)
+        found = solve(task, options, checkpoint=kept, progress=progress)
         if not np.isfinite(float(found.loss)):
             raise ValueError(
                 "calibrate: expected a finite loss, got none; "
                 "look for impossible rows with `jaxlens validate`."
             )
-        progress("validating on architectures left out")
-        folds = _folds(task)
-        validation = cross_validate(task, folds, _refit(options), found.scores)
+        validation = cross_validate(
+            task,
+            _folds(task),
+            _refit(options),
+            found.scores,
+            checkpoint=kept,
+            progress=progress,
+        )
         fitted = profiles(task, found, validation, tables, options)
-        return Calibration(
+        result = Calibration(
             task=task,
             fit=found,
             validation=validation,
             profiles=tuple(fitted),
             report=_report(task, found, validation, tables, options),
         )
+    kept.remove()
+    return result
+
+
+def _fingerprint(task: Problem, tables: Sequence[Table], options: Options) -> str:
+    known = task.evidence.parameters
+    return fingerprint(
+        task.evidence,
+        [table.sha256 for table in tables],
+        _folds(task).tolist(),
+        options,
+        known.scores,
+        known.coefficients,
+    )
 
 
 def _refit(options: Options) -> Options:

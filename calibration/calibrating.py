@@ -1,6 +1,6 @@
 """Fit of chip and stack coefficients to serving runs, with cross-validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxlens.calibration import fits, scores
-from jaxlens.calibration.fits import Fit, Options
+from jaxlens.calibration.checkpoints import Checkpoint
+from jaxlens.calibration.fits import Fit, Options, Polish
 from jaxlens.calibration.freedoms import SERVING
 from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.parameters import (
@@ -28,6 +29,17 @@ from jaxlens.pytrees import pytree
 
 TARGETS = ("joules_per_output_token", "latency_seconds")
 MIN_ROWS = 2
+
+# A checkpoint is written after so many of them.
+POLISH_STEPS = 5
+FOLDS_AT_ONCE = 4
+
+STARTS, POLISH, FOLDS = "starting points", "second-order steps", "folds left out"
+Progress = Callable[[str, int, int, str], None]  # stage, done, of how many, detail
+
+
+def silent(stage: str, done: int, total: int, detail: str) -> None:
+    """Says nothing about progress."""
 
 
 @pytree
@@ -65,6 +77,13 @@ class CrossValidation:
 
     residuals: np.ndarray  # row x target
     folds: np.ndarray  # label of each row
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsDone:
+    """Residuals of all rows under the fits without the first folds."""
+
+    residuals: np.ndarray  # fold x row x target
 
 
 def problem(
@@ -123,9 +142,37 @@ def architectures(models: Sequence[str]) -> np.ndarray:
     return np.array([names[keys[str(model)]] for model in models])
 
 
-def solve(task: Problem, options: Options) -> Fit:
-    """Returns the fit to all rows."""
-    return jax.block_until_ready(_solve(task.evidence, options))
+def solve(
+    task: Problem,
+    options: Options,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+) -> Fit:
+    """Returns the fit to all rows.
+
+    Args:
+        task: Rows, and what may move.
+        options: How hard to try.
+        checkpoint: Where to keep what is reached, and to go on from.
+        progress: Called with a stage, what of it is done, of how much, and a detail.
+    """
+    checkpoint = checkpoint or Checkpoint()
+    found = checkpoint.kept("fit", Fit)
+    state = checkpoint.kept("polish", Polish)
+    if state is None:
+        progress(STARTS, 0, options.starts, "")
+        state = _on_host(_begin(task.evidence, options))
+        checkpoint.keep(polish=state)
+    progress(STARTS, options.starts, options.starts, "")
+    while found is None:
+        progress(POLISH, int(state.count), options.polish, f"loss {state.loss:.6g}")
+        state, more, ended = _on_host(_advance(task.evidence, options, state))
+        found = None if more else ended
+        checkpoint.keep(polish=state, **({} if more else {"fit": ended}))
+    detail = f"loss {state.loss:.6g} after {int(state.count)}"
+    progress(POLISH, options.polish, options.polish, detail)
+    return jax.tree.map(jnp.asarray, found)
 
 
 # A fit runs for a second and would compile for a minute: cheap code is the faster one.
@@ -136,8 +183,31 @@ QUICK_COMPILE = {
 
 
 @partial(jax.jit, static_argnums=1, compiler_options=QUICK_COMPILE)
-def _solve(evidence: Evidence, options: Options) -> Fit:
-    return fits.fit(evidence.residuals, evidence.parameters, evidence.weights, options)
+def _begin(evidence: Evidence, options: Options) -> Polish:
+    asked = evidence.residuals, evidence.parameters, evidence.weights, options
+    return fits.begin(*asked, fits.descend(*asked))
+
+
+@partial(jax.jit, static_argnums=1, compiler_options=QUICK_COMPILE)
+def _advance(
+    evidence: Evidence, options: Options, state: Polish
+) -> tuple[Polish, Array, Fit]:
+    """Some steps more, whether there are others to come, and if not, the fit."""
+    asked = evidence.residuals, evidence.parameters, evidence.weights, options
+    state = fits.polish(*asked, state, POLISH_STEPS)
+    more = fits.running(options, state)
+    finish = partial(fits.finish, *asked)
+    shapes = jax.eval_shape(finish, state)
+
+    def nothing(state: Polish) -> Fit:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return state, more, jax.lax.cond(more, nothing, finish, state)
+
+
+def _on_host(tree: Any) -> Any:
+    """Arrays as a checkpoint gives them back, so that a restart compiles the same."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def residuals_at(task: Problem, scores: Array) -> np.ndarray:
@@ -151,15 +221,44 @@ def _residuals(evidence: Evidence, scores: Array) -> Array:
 
 
 def cross_validate(
-    task: Problem, folds: np.ndarray, options: Options, start: Array
+    task: Problem,
+    folds: np.ndarray,
+    options: Options,
+    start: Array,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
 ) -> CrossValidation:
-    """Returns residuals of every row under the fit without its fold, all in one compile."""
+    """Returns residuals of every row under the fit without its fold, all in one compile.
+
+    Args:
+        task: Rows, and what may move.
+        folds: Label of each row.
+        options: How hard to try.
+        start: Scores that every fold starts from.
+        checkpoint: Where to keep the folds that are done; of this validation alone.
+        progress: Called with a stage, what of it is done, of how much, and a detail.
+    """
+    checkpoint = checkpoint or Checkpoint()
     labels = list(dict.fromkeys(folds))
-    masks = jnp.asarray(np.stack([folds != label for label in labels]), float)
-    every = np.asarray(_left_out(task.evidence, masks, options, start))
-    residuals = np.zeros_like(every[0])
+    masks = np.stack([folds != label for label in labels]).astype(float)
+    size = min(FOLDS_AT_ONCE, len(labels))
+    kept = checkpoint.kept("folds", FoldsDone)
+    done = [] if kept is None else list(kept.residuals)
+    while len(done) < len(labels):
+        progress(FOLDS, len(done), len(labels), "")
+        chunk = masks[len(done) : len(done) + size]
+        # No compile for fewer folds: those too many leave nothing out, and end at once.
+        padded = np.concatenate([chunk, np.ones((size - len(chunk), len(folds)))])
+        found = np.asarray(
+            _left_out(task.evidence, jnp.asarray(padded), options, start)
+        )
+        done.extend(found[: len(chunk)])
+        checkpoint.keep(folds=FoldsDone(residuals=np.stack(done)))
+    progress(FOLDS, len(labels), len(labels), "")
+    residuals = np.zeros_like(done[0])
     for position, label in enumerate(labels):
-        residuals[folds == label] = every[position][folds == label]
+        residuals[folds == label] = done[position][folds == label]
     return CrossValidation(residuals=residuals, folds=folds)
 
 

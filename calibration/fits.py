@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlens.calibration.parameters import Parameters, row_scores
 from jaxlens.pytrees import pytree
@@ -49,6 +49,17 @@ class Fit:
     gradient_norm: Float[Array, ""]
 
 
+@pytree
+class Polish:
+    """Where a polish stands: enough to go on from, with the same result."""
+
+    scores: Scores
+    loss: Float[Array, ""]
+    damping: Float[Array, ""]
+    decrease: Float[Array, ""]  # relative, of the last step
+    count: Int[Array, ""]
+
+
 def fit(
     residuals: Residuals,
     parameters: Parameters,
@@ -56,14 +67,8 @@ def fit(
     options: Options,
 ) -> Fit:
     """Returns the optimum for `weights`; `jax.vmap` over weights fits many folds."""
-    loss = partial(_loss, residuals, parameters, weights, options)
-    keys = jax.random.PRNGKey(options.seed)
-    starts = 0.5 * jax.random.normal(keys, (options.starts, len(parameters.scores)))
-    starts = starts.at[0].set(0.0)  # the priors themselves
-    found = jax.vmap(partial(_descend, loss, options))(starts)
-    losses = jax.vmap(loss)(found)
-    best = found[jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))]
-    return _polish(residuals, parameters, weights, options, best)
+    best = descend(residuals, parameters, weights, options)
+    return refit(residuals, parameters, weights, options, best)
 
 
 def refit(
@@ -74,7 +79,21 @@ def refit(
     start: Scores,
 ) -> Fit:
     """Returns the optimum next to `start`: what a fold of a validation needs."""
-    return _polish(residuals, parameters, weights, options, start)
+    asked = residuals, parameters, weights, options
+    return finish(*asked, polish(*asked, begin(*asked, start), options.polish))
+
+
+def descend(
+    residuals: Residuals, parameters: Parameters, weights: Array, options: Options
+) -> Scores:
+    """Returns the best of the points that Adam reaches from all starts."""
+    loss = partial(_loss, residuals, parameters, weights, options)
+    keys = jax.random.PRNGKey(options.seed)
+    starts = 0.5 * jax.random.normal(keys, (options.starts, len(parameters.scores)))
+    starts = starts.at[0].set(0.0)  # the priors themselves
+    found = jax.vmap(partial(_descend, loss, options))(starts)
+    losses = jax.vmap(loss)(found)
+    return found[jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))]
 
 
 def _loss(
@@ -130,15 +149,31 @@ def _normal(residuals, parameters, weights, options, scores):
     return gradient, hessian
 
 
-def _polish(residuals, parameters, weights, options, start) -> Fit:
+def begin(residuals, parameters, weights, options, start: Scores) -> Polish:
+    """Returns a polish that has made no step yet."""
+    return Polish(
+        scores=start,
+        loss=_loss(residuals, parameters, weights, options, start),
+        damping=jnp.asarray(1e-3),
+        decrease=jnp.asarray(1.0),
+        count=jnp.asarray(0),
+    )
+
+
+def running(options: Options, state: Polish) -> Array:
+    """Returns whether a polish has steps left and still gets anywhere."""
+    return (state.count < options.polish) & (state.decrease > options.tolerance)
+
+
+def polish(
+    residuals, parameters, weights, options, state: Polish, steps: int
+) -> Polish:
+    """Returns the polish after `steps` more steps, fewer where it ends before."""
     loss = partial(_loss, residuals, parameters, weights, options)
+    last = state.count + steps
 
-    def running(state):
-        _, _, _, decrease, count = state
-        return (count < options.polish) & (decrease > options.tolerance)
-
-    def advance(state):
-        scores, value, damping, _, count = state
+    def advance(state: Polish) -> Polish:
+        scores, value, damping = state.scores, state.loss, state.damping
         gradient, hessian = _normal(residuals, parameters, weights, options, scores)
         damped = hessian + damping * jnp.diag(jnp.diag(hessian))
         tried = scores - jnp.linalg.solve(damped, gradient)
@@ -146,21 +181,28 @@ def _polish(residuals, parameters, weights, options, start) -> Fit:
         better = reached < value
         decrease = jnp.where(better, (value - reached) / value, 1.0)
         stuck = (~better) & (damping > 1e6)
-        return (
-            jnp.where(better, tried, scores),
-            jnp.where(better, reached, value),
-            jnp.clip(jnp.where(better, damping / 5.0, damping * 5.0), 1e-9, 1e9),
-            jnp.where(stuck, 0.0, decrease),
-            count + 1,
+        return Polish(
+            scores=jnp.where(better, tried, scores),
+            loss=jnp.where(better, reached, value),
+            damping=jnp.clip(
+                jnp.where(better, damping / 5.0, damping * 5.0), 1e-9, 1e9
+            ),
+            decrease=jnp.where(stuck, 0.0, decrease),
+            count=state.count + 1,
         )
 
-    state = (start, loss(start), jnp.asarray(1e-3), jnp.asarray(1.0), 0)
-    scores, value, _, decrease, _ = jax.lax.while_loop(running, advance, state)
-    gradient, hessian = _normal(residuals, parameters, weights, options, scores)
+    return jax.lax.while_loop(
+        lambda state: running(options, state) & (state.count < last), advance, state
+    )
+
+
+def finish(residuals, parameters, weights, options, state: Polish) -> Fit:
+    """Returns the fit that a polish has come to."""
+    gradient, hessian = _normal(residuals, parameters, weights, options, state.scores)
     return Fit(
-        scores=scores,
-        loss=value,
+        scores=state.scores,
+        loss=state.loss,
         hessian=hessian,
-        last_decrease=decrease,
+        last_decrease=state.decrease,
         gradient_norm=jnp.linalg.norm(gradient),
     )

@@ -15,16 +15,14 @@ from jaxlens.calibration.calibrating import (
     error_report,
     residuals_at,
 )
+from jaxlens.calibration.coverage import NAMES, coverage, scatter
 from jaxlens.calibration.fits import Fit, Options
 from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.parameters import SHARES, coefficients, row_scores
 from jaxlens.fitted_profiles import FittedProfile, FittedValue, save_profile
 
-COVERAGE = 0.8
-NORMAL_80 = 1.2816  # half-width of the central 80 % of a standard normal
 WEAK = 0.5  # share of a prior's variance that must go for data to have spoken
 SILENT = 0.1  # share below which data say next to nothing
-MIN_ROWS = 8  # of a pair, below which its own scatter is not worth much
 
 
 def profiles(
@@ -163,11 +161,11 @@ def _covariance(
 def _scatter(task: Problem, left_out: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     """Standard deviation that makes 80 % intervals cover 80 % of left-out rows."""
     result = {}
-    for column, name in enumerate(("energy", "latency")):
+    for column, name in enumerate(NAMES):
         known = np.isfinite(np.asarray(task.evidence.measured)[rows, column])
-        if known.sum() >= MIN_ROWS:
-            half = np.quantile(np.abs(left_out[known, column]), COVERAGE)
-            result[name] = _short(half / NORMAL_80)
+        spread = scatter(left_out[known, column])
+        if spread is not None:
+            result[name] = _short(spread)
     return result
 
 
@@ -183,7 +181,7 @@ def _ranges(task: Problem, rows: np.ndarray) -> dict[str, list[float]]:
 
 def _errors(task: Problem, residuals: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     result = {}
-    for column, name in enumerate(("energy", "latency")):
+    for column, name in enumerate(NAMES):
         known = np.isfinite(np.asarray(task.evidence.measured)[rows, column])
         if known.any():
             errors = np.abs(np.expm1(residuals[known, column]))
@@ -198,8 +196,9 @@ def _short(value: Any) -> float:
 
 
 def summary(task: Problem, found: Fit, validation: CrossValidation) -> dict[str, Any]:
-    """Returns in-sample and left-out errors by chip, for a table or JSON."""
+    """Returns errors in sample and left out, and coverage, by chip; fit for JSON."""
     return {
         "in_sample": error_report(task, residuals_at(task, found.scores)),
         "left_out": error_report(task, validation.residuals),
+        "coverage": coverage(task, validation),
     }

@@ -1,6 +1,7 @@
 """Errors of predictions against measured tables, of every kind that can be read."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ NOISE_FLOOR = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A quantity of the rows where both its prediction and its measurement are known."""
+
+    column: str  # that was measured, with its unit
+    predicted: np.ndarray
+    measured: np.ndarray
+    known: np.ndarray  # which of all rows these are
+
+
 def validate(
     tables: Iterable[str | Path],
     profile: str | Path | None = None,
@@ -63,10 +74,13 @@ def validate(
         stack: Stack of tables without that column.
         strict: Whether a bad row is an error instead of being set aside.
     """
-    read = [
-        read_table(path, kind=kind, gpu=gpu, stack=stack, strict=strict)
-        for path in tables
-    ]
+    read = read_tables(tables, kind=kind, gpu=gpu, stack=stack, strict=strict)
+    return report(read, [predict_table(table, profile) for table in read], by)
+
+
+def read_tables(tables: Iterable[str | Path], **given: Any) -> list[Table]:
+    """Returns tables of one kind; `given` as `validate` and `read_table` take it."""
+    read = [read_table(path, **given) for path in tables]
     if not read:
         raise ValueError("validate: expected at least one table, got none.")
     kinds = dict.fromkeys(table.kind for table in read)
@@ -75,8 +89,71 @@ def validate(
             f"validate: expected tables of one kind, got {', '.join(kinds)}; "
             f"validate each kind by itself."
         )
-    predicted = [predict_table(table, profile) for table in read]
-    return report(read, predicted, by)
+    return read
+
+
+def predicted_and_measured(
+    tables: Sequence[Table], profile: str | Path | None = None
+) -> dict[str, Comparison]:
+    """Returns what is predicted and what was measured of tables of one kind, by target."""
+    return compared(tables, [predict_table(table, profile) for table in tables])
+
+
+def compared(
+    tables: Sequence[Table], predicted: Sequence[Predictions]
+) -> dict[str, Comparison]:
+    """Returns `predicted` beside what was measured, by target; those without rows not."""
+    result = {}
+    for target, column in TARGETS[tables[0].kind].items():
+        measured = np.concatenate([_measured(table, column) for table in tables])
+        said = np.concatenate(
+            [_said(p, column, len(t)) for p, t in zip(predicted, tables, strict=True)]
+        )
+        known = np.isfinite(measured) & np.isfinite(said) & (measured > 0.0)
+        if known.any():
+            result[target] = Comparison(
+                column=column,
+                predicted=said[known],
+                measured=measured[known],
+                known=known,
+            )
+    return result
+
+
+def labels(tables: Sequence[Table], name: str) -> np.ndarray:
+    """Returns the value of the column `name` in every row, as a word."""
+    return np.concatenate([_labels(table, name) for table in tables])
+
+
+def has_column(tables: Sequence[Table], name: str) -> bool:
+    """Returns whether every table has the column `name`."""
+    return all(table.has(name) for table in tables)
+
+
+def decile_labels(values: np.ndarray) -> np.ndarray:
+    """Returns the range of the tenth of all values that each belongs to.
+
+    Equal values share a tenth, so that there are fewer of them where values repeat.
+    Ends are rounded to three digits.
+
+    >>> decile_labels(np.array([1.0, 1.0, 8.0, 32.0])).tolist()
+    ['1', '1', '8', '32']
+    """
+    known = np.isfinite(values)
+    result = np.full(len(values), "unknown", dtype="<U24")
+    if not known.any():
+        return result
+    edges = np.unique(np.quantile(values[known], np.linspace(0.1, 0.9, 9)))
+    tenth = np.searchsorted(edges, values, side="left")
+    for position in np.unique(tenth[known]):
+        chosen = known & (tenth == position)
+        low, high = (_short(end(values[chosen])) for end in (np.min, np.max))
+        result[chosen] = low if low == high else f"{low}–{high}"
+    return result
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1e3 else f"{value:.0f}"
 
 
 def report(
@@ -85,27 +162,18 @@ def report(
     """Returns the errors of `predicted` against `tables` of one kind."""
     kind = tables[0].kind
     by = _splits(tables, by)
-    columns = {
-        name: np.concatenate([_labels(table, name) for table in tables]) for name in by
-    }
+    columns = {name: labels(tables, name) for name in by}
     result: dict[str, Any] = {
         "kind": kind,
         "rows": sum(len(table) for table in tables),
         "skipped": sum(len(table.skipped) for table in tables),
     }
     groups: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in by}
-    for target, column in TARGETS[kind].items():
-        measured = np.concatenate([_measured(table, column) for table in tables])
-        said = np.concatenate(
-            [_said(p, column, len(t)) for p, t in zip(predicted, tables, strict=True)]
-        )
-        known = np.isfinite(measured) & np.isfinite(said) & (measured > 0.0)
-        if not known.any():
-            continue
-        result[target] = scores.summary(said[known], measured[known])
+    for target, found in compared(tables, predicted).items():
+        result[target] = scores.summary(found.predicted, found.measured)
         result.setdefault("spearman", result[target].pop("spearman"))
-        for name, labels in columns.items():
-            split = scores.grouped(said[known], measured[known], labels[known])
+        for name, values in columns.items():
+            split = scores.grouped(found.predicted, found.measured, values[found.known])
             for label, summary in split.items():
                 group = groups[name].setdefault(label, {})
                 group["rows"] = max(group.get("rows", 0), summary.pop("rows"))

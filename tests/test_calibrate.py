@@ -198,7 +198,7 @@ def bad_tables(rows):
             "at least one usable row",
         ),
         "unknown chip": ([{**r, "gpu": "nonesuch"} for r in rows], "nonesuch"),
-        "kernels": (kernels, "expected a serving table"),
+        "kernels": (kernels, "expected --out to be a folder"),
     }
 
 
@@ -228,16 +228,20 @@ def test_bad_tables_leave_the_old_profile_alone(name, rows, tmp_path, old, capsy
     assert old.read_text("utf-8") == "# an earlier profile\n"
 
 
-def command(found, monkeypatch, *arguments):
+@pytest.fixture
+def command(runs, monkeypatch):
+    """The command on the runs, with a fit in place of its own."""
+    return partial(_command, runs, monkeypatch)
+
+
+def _command(runs, monkeypatch, found, *arguments):
     module = "jaxlens.calibration.calibrate.calibrate"
     monkeypatch.setattr(module, lambda *args, **kwargs: found)
-    return cli.main(["calibrate", "runs.csv", *map(str, arguments)])
+    return cli.main(["calibrate", str(runs), *map(str, arguments)])
 
 
-def test_command_writes_a_profile_and_says_what_it_knows(
-    found, old, monkeypatch, capsys
-):
-    assert command(found, monkeypatch, "--out", old) == 0
+def test_command_writes_a_profile_and_says_what_it_knows(found, old, command, capsys):
+    assert command(found, "--out", old) == 0
     out = capsys.readouterr().out
     moved, scores = found.report["scores_moved"], found.report["scores"]
     assert f"moved {moved} of {scores} scores" in out
@@ -247,21 +251,21 @@ def test_command_writes_a_profile_and_says_what_it_knows(
     assert [p.name for p in old.parent.iterdir()] == [old.name]
 
 
-def test_a_fit_that_has_not_converged_replaces_nothing(found, old, monkeypatch, capsys):
+def test_a_fit_that_has_not_converged_replaces_nothing(found, old, command, capsys):
     report = {**found.report, "converged": False, "reason": "stopped after 3 steps"}
     stopped = replace(found, report=report)
-    assert command(stopped, monkeypatch, "--out", old, "--json") == 1
+    assert command(stopped, "--out", old, "--json") == 1
     said = capsys.readouterr()
     assert json.loads(said.out)["written"] == []
     assert "stopped after 3 steps; nothing written" in said.err
     assert old.read_text("utf-8") == "# an earlier profile\n"
 
 
-def test_several_pairs_need_a_folder(found, old, monkeypatch, capsys):
+def test_several_pairs_need_a_folder(found, old, command, capsys):
     other = replace(found.profiles[0], chip="h200-sxm")
     pair = replace(found, profiles=(*found.profiles, other))
-    assert command(pair, monkeypatch, "--out", old) == 2
+    assert command(pair, "--out", old) == 2
     assert "expected --out to be a folder" in capsys.readouterr().err
     assert old.read_text("utf-8") == "# an earlier profile\n"
-    assert command(pair, monkeypatch, "--out", old.parent / "all") == 0
+    assert command(pair, "--out", old.parent / "all") == 0
     assert len(list((old.parent / "all").iterdir())) == 2

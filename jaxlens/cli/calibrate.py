@@ -1,7 +1,8 @@
 """`jaxlens calibrate`: coefficients from measured runs."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from jaxlens.cli.options import Json
 from jaxlens.cli.tables import print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from jaxlens.calibration.calibrating import Progress
     from jaxlens.fitted_profiles import FittedProfile
 
 LEAST = 10  # scores shown of those that the data say least about
@@ -62,25 +64,27 @@ def command(
 ) -> int:
     """Fit chip and stack coefficients to measured serving runs.
 
-    A profile is replaced only by a fit that has converged.
+    A profile is replaced only by a fit that has converged. A fit that is interrupted goes
+    on where it was when the same command is given again.
     """
     from jaxlens.calibration.calibrate import calibrate
+    from jaxlens.calibration.checkpoints import beside
     from jaxlens.calibration.fits import Options
     from jaxlens.calibration.table_fits import kind_of
     from jaxlens.calibration.tables import read_table
 
-    given = {"gpu": gpu, "stack": stack, "strict": strict}
+    given: Any = {"gpu": gpu, "stack": stack, "strict": strict}
     kind = kind_of([read_table(path, **given) for path in tables])
     if kind != "serving":
         return _other_fit(kind, tables, out, as_json, **given)
-    found = calibrate(
-        tables,
-        options=Options(seed=seed, starts=starts, polish=steps),
-        gpu=gpu,
-        stack=stack,
-        strict=strict,
-        progress=_progress,
-    )
+    with _bars(quiet=as_json) as progress:
+        found = calibrate(
+            tables,
+            options=Options(seed=seed, starts=starts, polish=steps),
+            **given,
+            checkpoint=beside(out),
+            progress=progress,
+        )
     report = {**found.report, "written": []}
     if report["converged"]:
         report["written"] = [str(path) for path in _write(out, found.profiles)]
@@ -95,6 +99,38 @@ def command(
         file=sys.stderr,
     )
     return 1
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator["Progress"]:
+    """Shows a bar for each stage on stderr; notes alone where `quiet` or piped."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    from jaxlens.calibration.calibrate import NOTE
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("{task.fields[detail]}"),
+    )
+    hidden = quiet or not console.is_terminal
+    bars = rich.Progress(*columns, console=console, disable=hidden)
+    known: dict[str, rich.TaskID] = {}
+
+    def show(stage: str, done: int, total: int, detail: str) -> None:
+        if stage == NOTE:
+            print(f"jaxlens: calibrate: {detail}", file=sys.stderr)
+            return
+        if stage not in known:
+            known[stage] = bars.add_task(stage, total=total, detail="")
+        bars.update(known[stage], completed=done, detail=detail)
+
+    with bars:
+        yield show
 
 
 def _progress(stage: str) -> None:

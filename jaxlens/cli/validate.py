@@ -28,6 +28,8 @@ jaxlens validate runs.csv more.parquet --profile mine.toml --json
 
 jaxlens validate my_gemms.parquet --kind gemm --gpu h100-sxm
 
+jaxlens validate runs.csv --plot errors.png
+
 A row is one steady-state serving run, with columns such as gpu, stack, model,
 tensor_parallel, prompt_tokens, output_tokens, concurrency, output_tokens_per_second
 and joules_per_output_token or watts. Tables of forward passes, kernels, collectives,
@@ -37,6 +39,9 @@ clocks and power caps are told by their columns, or by --kind.
 ERRORS = ("mape", "median_ape", "bias")
 USUAL = ("energy", "latency")  # what is judged of serving runs
 LARGE_BYTES = 1_000_000
+FACTORS = ("model", "gpu", "gpus")  # by which residuals are drawn
+BATCH = "concurrency"
+UNITS = ("seconds", "watts", "volts")
 
 
 def command(
@@ -72,6 +77,14 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse tables with bad rows.")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of predicted against measured, and of residuals by model, "
+            "GPU, number of GPUs and batch.",
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Errors of predictions against measured runs, kernels or clocks.
@@ -83,12 +96,100 @@ def command(
     validation = importlib.import_module("jaxlens.calibration.validation")
     asked = {"kind": kind, "gpu": gpu, "stack": stack, "strict": strict or None}
     given = {name: value for name, value in asked.items() if value is not None}
+    if plot is not None:
+        from jaxlens.cli.pictures import check_picture
+
+        check_picture(plot)
     _announce(tables)
-    found = validation.validate(tables, profile=profile, by=columns, **given)
+    if plot is None:
+        found = validation.validate(tables, profile=profile, by=columns, **given)
+    else:
+        found = _drawn(validation, tables, profile, columns, plot, **given)
     if as_json:
         print_json(_plain(found))
     else:
         _show(found)
+
+
+def _drawn(
+    validation: Any,
+    paths: Sequence[Path],
+    profile: Path | None,
+    by: Sequence[str],
+    picture: Path,
+    **given: Any,
+) -> dict[str, Any]:
+    """Returns what `validate` does, and draws the same predictions."""
+    read = validation.read_tables(paths, **given)
+    predicted = [validation.predict_table(table, profile) for table in read]
+    found = validation.report(read, predicted, by)
+    comparisons = validation.compared(read, predicted)
+    if not comparisons:
+        raise ValueError(
+            "validate: expected rows to draw, got none that have both a prediction and "
+            "a measurement; leave out --plot to see why."
+        )
+    _draw(validation, read, comparisons, found, picture)
+    return {**found, "plot": str(picture)}
+
+
+def _draw(
+    validation: Any,
+    tables: Sequence[Any],
+    comparisons: Mapping[str, Any],
+    found: Mapping[str, Any],
+    picture: Path,
+) -> None:
+    """Draws every target: predicted against measured, then residuals by each factor."""
+    import numpy as np
+
+    from jaxlens import residual_plots
+
+    labels = _factors(validation, tables)
+    most = max((len(set(values)) for values in labels.values()), default=1)
+    figure, axes = residual_plots.panels(len(comparisons), len(labels), most)
+    for row, (target, said) in zip(axes, comparisons.items(), strict=True):
+        residual_plots.predicted_against_measured(
+            row[0],
+            said.predicted,
+            said.measured,
+            name=f"{target} ({_unit(said.column)})",
+            groups=labels["gpu"][said.known] if "gpu" in labels else None,
+        )
+        residuals = np.log(said.predicted / said.measured)
+        for panel, (factor, values) in zip(row[1:], labels.items(), strict=True):
+            residual_plots.residuals_by(
+                panel, residuals, values[said.known], factor=factor
+            )
+    drawn = max(len(said.measured) for said in comparisons.values())
+    errors = ", ".join(f"{name} {share(found[name]['mape'])}" for name in comparisons)
+    residual_plots.title(
+        figure,
+        f"Predicted against measured: {drawn} of {found['rows']} rows",
+        f"mean absolute error: {errors}",
+    )
+    figure.savefig(picture)
+
+
+def _unit(column: str) -> str:
+    """What a column is measured in, by the SI unit in its name."""
+    words = column.replace("_", " ")
+    return next((unit for unit in UNITS if words.endswith(unit)), words)
+
+
+def _factors(validation: Any, tables: Sequence[Any]) -> dict[str, Any]:
+    """Labels of all rows by factor, of the factors that the tables have."""
+    import numpy as np
+
+    labels = {
+        name: validation.labels(tables, name)
+        for name in FACTORS
+        if validation.has_column(tables, name)
+    }
+    if validation.has_column(tables, BATCH):
+        sizes = np.concatenate([np.asarray(table[BATCH], float) for table in tables])
+        labels["batch (tenths)"] = validation.decile_labels(sizes)
+    return labels
 
 
 def _announce(tables: Sequence[Path]) -> None:
@@ -116,6 +217,8 @@ def _show(found: Mapping[str, Any]) -> None:
     elif rank is not None:
         print_line(f"rank correlation: {_number(rank)}")
     print_line(f"rows used {found['rows']}, set aside {_count(found['skipped'])}")
+    if "plot" in found:
+        print_line(f"picture: {found['plot']}")
     print_notes(str(note) for note in found.get("notes", ()))
 
 
