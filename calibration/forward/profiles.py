@@ -12,10 +12,10 @@ from jaxlens.calibration.forward.fitting import ForwardFit
 from jaxlens.calibration.forward.predictions import PROVENANCE
 from jaxlens.calibration.parameters import SHARES, row_scores
 from jaxlens.fitted_profiles import FittedProfile, FittedValue, save_profile
+from jaxlens.intervals import NORMAL_80
 
 # Fitted with a bent voltage curve, so it stays out of the straight one of a chip.
 BENT_ONLY = "chip.voltage_rise"
-NORMAL_80 = 1.2816  # half-width of the central 80 % of a standard normal
 
 
 def profiles(
