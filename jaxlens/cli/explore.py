@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxlens import exploring
-from jaxlens.cli.answers import answer
+from jaxlens.answers import answer
 from jaxlens.cli.options import Json
 from jaxlens.cli.pictures import check_picture, draw
 from jaxlens.cli.quantities import quantity

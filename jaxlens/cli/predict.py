@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxlens.cli.answers import answer
+from jaxlens.answers import answer
 from jaxlens.cli.jax_settings import stay_on_cpu
 from jaxlens.cli.options import Json, ServingOptions, number, request, with_options
 from jaxlens.cli.tables import (

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxlens.answers import provenance
 from jaxlens.caveats import notes
-from jaxlens.cli.answers import provenance
 from jaxlens.cli.jax_settings import stay_on_cpu
 from jaxlens.cli.labels import label
 from jaxlens.cli.options import Json, ServingOptions, request, with_options
