@@ -56,7 +56,7 @@ def picked(evidence: Evidence, rows: Array) -> Evidence:
         ),
         parameters=replace(
             known,
-            membership=jnp.asarray(known.membership)[:, rows],
+            groups=taken(known.groups, rows),
             prior=taken(known.prior, rows),
             spread=taken(known.spread, rows),
             fixed=taken(known.fixed, rows),

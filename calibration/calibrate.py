@@ -34,7 +34,7 @@ from jaxlens.calibration.tables import read_table
 from jaxlens.fitted_profiles import FittedProfile
 
 NOTE = "note"  # the stage of what is said about a checkpoint
-REFIT = {"polish": 8, "tolerance": 1e-4}  # a fold starts from the fit to all rows
+REFIT = {"polish": 25, "tolerance": 1e-6}  # a fold starts from the fit to all rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Fit of chip and stack coefficients to serving runs, with cross-validation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,12 @@ from jaxlens.calibration.parameters import (
     parameters,
     row_scores,
 )
-from jaxlens.calibration.serving_rows import ServingRows, predict_rows, serving_rows
+from jaxlens.calibration.serving_rows import (
+    QUICK_COMPILE,
+    ServingRows,
+    predict_rows,
+    serving_rows,
+)
 from jaxlens.models import load_shape
 from jaxlens.profiles import load_profile_card, load_stack
 from jaxlens.pytrees import pytree
@@ -32,7 +38,10 @@ MIN_ROWS = 2
 
 # A checkpoint is written after so many of them.
 POLISH_STEPS = 5
-FOLDS_AT_ONCE = 4
+FOLDS_AT_ONCE = 2
+
+# Some optimisation pays in a loop that runs a thousand times.
+STEP_COMPILE = {**QUICK_COMPILE, "xla_backend_optimization_level": 1}
 
 STARTS, POLISH, FOLDS = "starting points", "second-order steps", "folds left out"
 Progress = Callable[[str, int, int, str], None]  # stage, done, of how many, detail
@@ -162,47 +171,48 @@ def solve(
     state = checkpoint.kept("polish", Polish)
     if state is None:
         progress(STARTS, 0, options.starts, "")
-        state = _on_host(_begin(task.evidence, options))
+        best = _descended(task.evidence, options)
+        state = _on_host(fits.begin(best))
         checkpoint.keep(polish=state)
     progress(STARTS, options.starts, options.starts, "")
     while found is None:
         progress(POLISH, int(state.count), options.polish, f"loss {state.loss:.6g}")
-        state, more, ended = _on_host(_advance(task.evidence, options, state))
-        found = None if more else ended
-        checkpoint.keep(polish=state, **({} if more else {"fit": ended}))
+        left = min(POLISH_STEPS, options.polish - int(state.count))
+        state, ended, _ = _on_host(
+            _polished(task.evidence, task.evidence.weights, state, options, left)
+        )
+        done = bool(state.decrease <= options.tolerance)
+        if done or state.count >= options.polish:
+            found = ended
+        # A fit that has run out of steps goes on where more are allowed.
+        checkpoint.keep(polish=state, **({"fit": ended} if done else {}))
     detail = f"loss {state.loss:.6g} after {int(state.count)}"
     progress(POLISH, options.polish, options.polish, detail)
     return jax.tree.map(jnp.asarray, found)
 
 
-# A fit runs for a second and would compile for a minute: cheap code is the faster one.
-QUICK_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
-
-
 @partial(jax.jit, static_argnums=1, compiler_options=QUICK_COMPILE)
-def _begin(evidence: Evidence, options: Options) -> Polish:
-    asked = evidence.residuals, evidence.parameters, evidence.weights, options
-    return fits.begin(*asked, fits.descend(*asked))
+def _descended(evidence: Evidence, options: Options) -> Array:
+    return fits.descend(
+        evidence.residuals, evidence.parameters, evidence.weights, options
+    )
 
 
-@partial(jax.jit, static_argnums=1, compiler_options=QUICK_COMPILE)
-def _advance(
-    evidence: Evidence, options: Options, state: Polish
-) -> tuple[Polish, Array, Fit]:
-    """Some steps more, whether there are others to come, and if not, the fit."""
-    asked = evidence.residuals, evidence.parameters, evidence.weights, options
-    state = fits.polish(*asked, state, POLISH_STEPS)
-    more = fits.running(options, state)
-    finish = partial(fits.finish, *asked)
-    shapes = jax.eval_shape(finish, state)
+def _polished(
+    evidence: Evidence, weights: Array, state: Polish, options: Options, steps: int
+) -> tuple[Polish, Fit, Array]:
+    limits = fits.Limits(
+        noise=options.noise, tolerance=options.tolerance, steps=jnp.asarray(steps)
+    )
+    return _polish(evidence, weights, limits, jax.tree.map(jnp.asarray, state))
 
-    def nothing(state: Polish) -> Fit:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    return state, more, jax.lax.cond(more, nothing, finish, state)
+# All second-order steps, of the fit and of every fold, run through this one compilation.
+@partial(jax.jit, compiler_options=STEP_COMPILE)
+def _polish(
+    evidence: Evidence, weights: Array, limits: fits.Limits, state: Polish
+) -> tuple[Polish, Fit, Array]:
+    return fits.polish(evidence.residuals, evidence.parameters, weights, limits, state)
 
 
 def _on_host(tree: Any) -> Any:
@@ -241,19 +251,20 @@ def cross_validate(
     """
     checkpoint = checkpoint or Checkpoint()
     labels = list(dict.fromkeys(folds))
-    masks = np.stack([folds != label for label in labels]).astype(float)
-    size = min(FOLDS_AT_ONCE, len(labels))
     kept = checkpoint.kept("folds", FoldsDone)
     done = [] if kept is None else list(kept.residuals)
+
+    def left_out(label: Any) -> np.ndarray:
+        seen: Any = np.asarray(folds != label, float)[:, None]
+        weights = jnp.asarray(task.evidence.weights) * seen
+        begun = fits.begin(start)
+        return np.asarray(
+            _polished(task.evidence, weights, begun, options, options.polish)[2]
+        )
+
     while len(done) < len(labels):
         progress(FOLDS, len(done), len(labels), "")
-        chunk = masks[len(done) : len(done) + size]
-        # No compile for fewer folds: those too many leave nothing out, and end at once.
-        padded = np.concatenate([chunk, np.ones((size - len(chunk), len(folds)))])
-        found = np.asarray(
-            _left_out(task.evidence, jnp.asarray(padded), options, start)
-        )
-        done.extend(found[: len(chunk)])
+        done.extend(_side_by_side(left_out, labels[len(done) :][:FOLDS_AT_ONCE]))
         checkpoint.keep(folds=FoldsDone(residuals=np.stack(done)))
     progress(FOLDS, len(labels), len(labels), "")
     residuals = np.zeros_like(done[0])
@@ -262,18 +273,15 @@ def cross_validate(
     return CrossValidation(residuals=residuals, folds=folds)
 
 
-@partial(jax.jit, static_argnums=2, compiler_options=QUICK_COMPILE)
-def _left_out(
-    evidence: Evidence, masks: Array, options: Options, start: Array
-) -> Array:
-    def one(mask: Array) -> Array:
-        weights = evidence.weights * mask[:, None]
-        found = fits.refit(
-            evidence.residuals, evidence.parameters, weights, options, start
-        )
-        return evidence.residuals(row_scores(evidence.parameters, found.scores))
+def _side_by_side(ask: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
+    """Answers to all that is asked, a thread for each: XLA computes outside of Python."""
 
-    return jax.lax.map(one, masks)
+    def answer(one: Any) -> Any:
+        with jax.enable_x64(True):  # known to the calling thread alone
+            return ask(one)
+
+    with ThreadPoolExecutor(len(asked)) as threads:
+        return list(threads.map(answer, asked))
 
 
 def random_folds(rows: int, count: int = 10, seed: int = 0) -> np.ndarray:

@@ -9,20 +9,13 @@ Measured: A100 PCIe 40 GB and A100 SXM (EnergAIzer artifact, arXiv 2604.20105, 2
 and 0.39; a straight line puts 1.9 % too little voltage at the knee and 1.6 % too much at boost.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from jaxlens.calibration.measured_tables import Table
-from jaxlens.hardware import Chip
 from jaxlens.profiles import load_chip, load_profile_card
 
-Rows = Float[Array, " row"] | float
-
-DEFAULT_BEND = 0.5  # of chips without a measured curve
-STRAIGHT = 0.97  # share of the rise beyond which a straight line does as well
 KNEES = 400  # that a fit tries
 LOWEST_CLOCK_SHARE = (
     0.2  # below, memory clocks drop as well and idle power is another one
@@ -89,8 +82,8 @@ def idle_at(clock_hz: np.ndarray, curve: IdleCurve, boost_hz: float) -> np.ndarr
 def clock_curve_prediction(table: Table) -> dict[str, np.ndarray]:
     """Returns volts or idle watts of every row, from the curves that chips come with.
 
-    The curve of a chip is fitted to the breakpoints in its TOML file, not to the table;
-    NaN where a chip has none, and idle power from the shared model then.
+    The curve of a chip is the one in its TOML file, not fitted to the table; volts are NaN
+    where it has no measured ones, and idle power is from the shared model then.
     """
     name = {"clocks_voltage": "volts", "clocks_idle": "idle_watts"}[table.kind]
     predicted = np.full(len(table), np.nan)
@@ -101,31 +94,15 @@ def clock_curve_prediction(table: Table) -> dict[str, np.ndarray]:
 
 
 def chip_voltage(gpu: str) -> VoltageCurve:
-    """Returns the voltage curve of a chip: measured, or its priors with a usual bend."""
+    """Returns the voltage curve of a chip; its flat part is 1 V where none was measured."""
     chip = load_chip(gpu)
     curve = load_profile_card(gpu, shipped=False).curves.get("voltage")
-    if curve is None:
-        return VoltageCurve(
-            1.0, float(chip.knee_hz), float(chip.voltage_rise), DEFAULT_BEND
-        )
-    clock, volts = np.asarray(curve.clock_hz), np.asarray(curve.values)
-    grid = np.arange(clock.min(), clock.max() + 1.0, float(chip.step_hz))
-    return fit_voltage(grid, np.interp(grid, clock, volts), float(chip.boost_hz))
-
-
-def bent(chip: Chip, bend: Rows, clock_hz: Rows) -> Chip:
-    """Returns `chip` with the knee at which a straight rise meets the bent one.
-
-    A straight rise from there gives V(clock_hz) and V(boost) of the parabola, so that the
-    shared power model holds at that clock, row by row.
-    """
-    span = chip.boost_hz - chip.knee_hz
-    x = jnp.clip((clock_hz - chip.knee_hz) / span, 0.0, 1.0)
-    risen = (1.0 - bend) * x + bend * x * x
-    curved = (x > 0.0) & (risen < STRAIGHT)
-    risen = jnp.where(curved, risen, 0.0)
-    knee = (clock_hz - risen * chip.boost_hz) / (1.0 - risen)
-    return replace(chip, knee_hz=jnp.where(curved, knee, chip.knee_hz))
+    return VoltageCurve(
+        flat_volts=curve.values[0] if curve else 1.0,
+        knee_hz=float(chip.knee_hz),
+        rise=float(chip.voltage_rise),
+        bend=float(chip.voltage_bend),
+    )
 
 
 def _predicted(gpu: str, name: str, clock_hz: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlens.hardware import Chip, Stack
 from jaxlens.profiles import load_profile_card
@@ -42,6 +42,8 @@ SHARES = frozenset(
         "padding_power",
         "experts_wait",
         "cap_share",
+        "l2_saving",
+        "launch_clocked",
     }
 )
 
@@ -81,11 +83,17 @@ class Parameters:
 
     scores: tuple[Score, ...] = static()
     coefficients: tuple[str, ...] = static()
-    membership: Array  # score x row: weight of the score in the row's u
+    owners: Array  # score x group: weight of the score in the u of the group's rows
+    groups: Int[Array, " row"]  # rows of one group have the same owners
     selector: Array  # score x coefficient: which coefficients it moves
     prior: RowScores
     spread: RowScores  # of the logarithm
     fixed: dict[str, Array]  # all coefficients of all rows, at their priors
+
+    @property
+    def membership(self) -> Array:
+        """Weight of each score in the u of each row, score x row."""
+        return self.owners[:, self.groups]
 
 
 def parameters(
@@ -107,12 +115,14 @@ def parameters(
             for pair in pairs
         ]
     )
-    scores, membership = _scores(pairs, freedom)
+    known = list(cards)
+    scores, owners = _scores(known, freedom)
     prior: Any = np.stack([fixed[name] for name in names], axis=1)
     return Parameters(
         scores=scores,
         coefficients=names,
-        membership=membership,
+        owners=owners,
+        groups=np.array([known.index(pair) for pair in pairs]),
         selector=_selector(scores, names, spread.mean(axis=0)),
         prior=prior,
         spread=spread,
@@ -123,7 +133,7 @@ def parameters(
 def _scores(
     pairs: list[tuple[str, str]], freedom: Mapping[str, Freedom]
 ) -> tuple[tuple[Score, ...], Any]:
-    """The scores, and their weights in the u of each row."""
+    """The scores, and their weights in the u of each pair's rows."""
     owners = {
         "chip": [gpu for gpu, _ in pairs],
         "stack": [stack for _, stack in pairs],
@@ -157,8 +167,8 @@ def _selector(
 
 def row_scores(parameters: Parameters, scores: Scores) -> RowScores:
     """Returns u of every row and coefficient: linear in the scores."""
-    moved = parameters.membership * scores[:, None]
-    return moved.T @ parameters.selector
+    moved = parameters.owners * scores[:, None]
+    return (moved.T @ parameters.selector)[parameters.groups]
 
 
 def coefficients(parameters: Parameters, u: RowScores) -> tuple[Chip, Stack]:

@@ -36,6 +36,11 @@ from jaxlens.transformers import Model
 Rows = Float[Array, " row"]
 
 GROUP_ROWS = 64
+# What runs for a second and would compile for a minute: cheap code is the faster one.
+QUICK_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 DEFAULT_CV = 0.5  # spread of output lengths where a table does not give one
 
 
@@ -121,17 +126,17 @@ def serving_rows(table: Table, stacks: Mapping[str, Stack]) -> ServingRows:
     order, decode_groups, mixed_groups, carried_parts = [], [], [], []
     for key in dict.fromkeys(keys):
         chosen = np.array([i for i, other in enumerate(keys) if other == key])
-        # Eager operations compile once per shape: groups are padded to few sizes.
+        # One compilation for each program: groups are padded, and asked part by part.
         padded = np.resize(chosen, -(-len(chosen) // GROUP_ROWS) * GROUP_ROWS)
         model = load_model(key[0], weights=key[1] or None, kv=key[2] or None)
-        local = jax.tree.map(
-            lambda leaf, rows=padded: jnp.asarray(leaf[rows]), deployment
-        )
-        lengths = jax.tree.map(
-            lambda leaf, rows=padded: jnp.asarray(leaf[rows]), workload
-        )
-        carried, decode, mixed = jax.vmap(partial(_asked, model, stacks[key[3]]))(
-            local, lengths
+        local = jax.tree.map(lambda leaf, rows=padded: leaf[rows], deployment)
+        lengths = jax.tree.map(lambda leaf, rows=padded: leaf[rows], workload)
+        parts = [
+            _asked(model, stacks[key[3]], *_part((local, lengths), first))
+            for first in range(0, len(padded), GROUP_ROWS)
+        ]
+        carried, decode, mixed = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves), *parts
         )
         decode_groups.append((decode, len(padded)))
         mixed_groups.append((mixed, len(padded)))
@@ -164,14 +169,25 @@ def _twice(pair: Callable[..., tuple[Any, Any]], first: Any, second: Any) -> Any
     return jax.tree.map(lambda a, b: jnp.concatenate(pair(a, b)), first, second)
 
 
+def _part(rows: Any, first: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[first : first + GROUP_ROWS], rows)
+
+
+@partial(jax.jit, compiler_options=QUICK_COMPILE)
 def _asked(
-    model: Model, stack: Stack, deployment: Deployment, workload: Workload
+    model: Model, stack: Stack, deployments: Deployment, workloads: Workload
 ) -> tuple[Traffic, list[Item], list[Item]]:
-    """What one run carries, and what its decode-only and mixed steps ask for."""
-    carried = traffic(stack, deployment, workload)
-    decode = items(model, deployment, carried.decode, ("decode",))
-    mixed = items(model, deployment, carried.mixed, ("decode", "prefill"))
-    return carried, decode, mixed
+    """What runs carry, and what their decode-only and mixed steps ask for."""
+
+    def asked(
+        deployment: Deployment, workload: Workload
+    ) -> tuple[Traffic, list[Item], list[Item]]:
+        carried = traffic(stack, deployment, workload)
+        decode = items(model, deployment, carried.decode, ("decode",))
+        mixed = items(model, deployment, carried.mixed, ("decode", "prefill"))
+        return carried, decode, mixed
+
+    return jax.vmap(asked)(deployments, workloads)
 
 
 def predict_rows(rows: ServingRows, chip: Chip, stack: Stack) -> ServingPrediction:

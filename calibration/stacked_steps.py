@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens import collectives, rooflines
+from jaxlens.eager import unfused
 from jaxlens.hardware import Chip, Stack
 from jaxlens.precisions import Precision
 from jaxlens.pytrees import pytree
@@ -181,8 +182,14 @@ def line(step: StackedStep, machine: Machine, communication_sms: Rows) -> Line:
     repeats = 1.0 + step.repeats @ jnp.zeros(len(REPEATS))
     for index, name in enumerate(REPEATS):
         repeats = repeats + step.repeats[..., index] * (getattr(stack, name) - 1.0)
+    work = step.work
+    if not machine.fused:
+        elementwise, attention = (
+            step.roles[..., ROLES.index(role)] for role in ("elementwise", "attention")
+        )
+        work = unfused(work, chip, stack, elementwise, attention)
     cost = rooflines.price(
-        step.work,
+        work,
         _limits(step.roles, stack),
         step.sampled * stack.sampling_seconds_per_logit,
         repeats,
@@ -215,14 +222,17 @@ def line(step: StackedStep, machine: Machine, communication_sms: Rows) -> Line:
 
 def _limits(roles: Float[Array, "row item role"], stack: Stack) -> Limits:
     """Efficiencies of every item, by its role."""
-    per_role = [rooflines.limits(role, stack) for role in ROLES]
-    mixed = {}
-    for field in fields(Limits):
-        mixed[field.name] = sum(
-            roles[..., index] * getattr(limit, field.name)
-            for index, limit in enumerate(per_role)
-        )
-    return Limits(**mixed)
+    names = [field.name for field in fields(Limits)]
+    one = jnp.ones_like(stack.softness)
+    per_role = jnp.stack(
+        [
+            jnp.concatenate([one * getattr(limit, name) for name in names], axis=1)
+            for limit in (rooflines.limits(role, stack) for role in ROLES)
+        ],
+        axis=1,
+    )
+    mixed = roles @ per_role  # row x item x limit
+    return Limits(**{name: mixed[..., index] for index, name in enumerate(names)})
 
 
 def _messages(step: StackedStep, chip: Chip, stack: Stack, sms: Table) -> Rows:

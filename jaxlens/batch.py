@@ -37,6 +37,8 @@ def evaluate(
 ) -> Columns:
     """Returns what `function` gives at every configuration of a space, in float32.
 
+    All of it is held in memory: `streams.stream` is for large spaces.
+
     Args:
         function: `function(shared, values)`, scalar in, scalars out by name. A function of
             a module: it is compiled once per structure of `shared` and `space`, whatever
@@ -48,25 +50,51 @@ def evaluate(
     Raises:
         ValueError: a result is NaN; the message names the configuration.
     """
+    return columns(function, shared, space, 0, space.size, progress)
+
+
+def columns(
+    function: Function,
+    shared: Any,
+    space: Space,
+    first: int,
+    count: int,
+    progress: Callable[[int], None] | None = None,
+) -> Columns:
+    """Returns what `function` gives at `count` configurations from index `first` on.
+
+    As `evaluate`, of a part of a space. Which of the two programs runs depends on the size
+    of the whole space, so that parts and whole give the same bits.
+
+    Raises:
+        ValueError: the range leaves the space, or a result is NaN; the message names the
+            configuration.
+    """
+    if not (first >= 0 and count > 0 and first + count <= space.size):
+        raise ValueError(
+            f"sweep: expected a range within the {space.size} configurations of the "
+            f"space, got {count} from index {first} on."
+        )
     program = _compiled(function, space.size <= QUICK_SIZE)
     shared, traced = _single(shared), _single(space)
     offsets = np.arange(CHUNK, dtype=np.float32)
 
-    def chunk(first: int) -> Columns:
-        start = np.array(digits(space, first), np.float32)
+    def chunk(begin: int) -> Columns:
+        start = np.array(digits(space, begin), np.float32)
         found = jax.device_get(program(shared, traced, start, offsets))
-        length = min(CHUNK, space.size - first)
+        length = min(CHUNK, first + count - begin)
         if progress is not None:
             progress(length)
         return {name: values[:length] for name, values in found.items()}
 
-    firsts = range(0, space.size, CHUNK)
-    parts = [chunk(0)]  # alone: it compiles
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts += pool.map(chunk, firsts[1:])
-    columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    _reject_nan(columns, space)
-    return columns
+    begins = range(first, first + count, CHUNK)
+    parts = [chunk(first)]  # alone: it compiles
+    if len(begins) > 1:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts += pool.map(chunk, begins[1:])
+    found = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    _reject_nan(found, space, first)
+    return found
 
 
 def compilations(function: Function) -> int:
@@ -93,12 +121,13 @@ def _single(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
 
-def _reject_nan(columns: Columns, space: Space) -> None:
+def _reject_nan(columns: Columns, space: Space, first: int) -> None:
     for name, values in columns.items():
         bad = np.flatnonzero(np.isnan(values))
         if bad.size:
+            index = first + int(bad[0])
             raise ValueError(
                 f"sweep: expected numbers, got NaN for {name} in {bad.size} of "
-                f"{space.size} configurations, first at {point(space, int(bad[0]))}; "
-                f"check the coefficients of chip and stack."
+                f"{values.size} configurations, first at index {index}, "
+                f"{point(space, index)}; check the coefficients of chip and stack."
             )

@@ -20,7 +20,7 @@ def notes(request: Request) -> list[str]:
     return [
         *found,
         *_communication_notes(request),
-        *_eager_notes(card),
+        *_eager_notes(shape, card),
         *_format_notes(shape, card),
         *_length_notes(request),
         *_knob_notes(request),
@@ -40,13 +40,13 @@ def _communication_notes(request: Request) -> list[str]:
     ]
 
 
-def _eager_notes(card: ProfileCard) -> list[str]:
+def _eager_notes(shape: ModelShape, card: ProfileCard) -> list[str]:
     if card.fusion != "eager":
         return []
-    return [
-        "eager execution: the host's launch time of each kernel is not in this estimate; "
-        "small batches and short prompts take longer"
-    ]
+    found = ["eager execution: calibrated on prefill passes; decode steps extrapolate"]
+    if any(isinstance(feed, Experts) for feed in shape.feeds):
+        found.append("eager execution: launches of a loop over experts are an estimate")
+    return found
 
 
 def _format_notes(shape: ModelShape, card: ProfileCard) -> list[str]:

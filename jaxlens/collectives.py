@@ -51,11 +51,11 @@ def all_reduce(
     near, far = _split(ranks, chip)
     rate = link_bytes_per_s(chip, stack, sms)
     steps = stack.collective_hop_seconds * 2.0 * (near - 1.0)
-    one_shot = (near - 1.0) * payload_bytes / rate
-    ring = steps + 2.0 * (near - 1.0) / near * payload_bytes / rate
+    one_shot = (near - 1.0) * (1.0 / rate) * payload_bytes
+    ring = steps + 2.0 * (near - 1.0) / (near * rate) * payload_bytes
     faster = smooth_min(one_shot, ring + 1e-12, PROTOCOL_SOFTNESS)
     inside = presence(near) * stack.collective_seconds + faster
-    return inside + 2.0 * _across(payload_bytes / near, far, chip, stack)
+    return inside + 2.0 * _across(payload_bytes * (1.0 / near), far, chip, stack)
 
 
 def all_gather(
@@ -69,8 +69,8 @@ def all_gather(
     rate = link_bytes_per_s(chip, stack, sms)
     startup = presence(near) * stack.collective_seconds
     steps = stack.collective_hop_seconds * (near - 1.0)
-    inside = startup + steps + (near - 1.0) / near * payload_bytes / rate
-    return inside + _across(payload_bytes / near, far, chip, stack)
+    inside = startup + steps + (near - 1.0) / (near * rate) * payload_bytes
+    return inside + _across(payload_bytes * (1.0 / near), far, chip, stack)
 
 
 def all_to_all(
@@ -88,7 +88,7 @@ def all_to_all(
     near, far = _split(ranks, chip, stride)
     rate = link_bytes_per_s(chip, stack, sms)
     startup = presence(near) * stack.collective_seconds
-    inside = startup + (1.0 - 1.0 / near) / far * payload_bytes / rate
+    inside = startup + (1.0 - 1.0 / near) / (far * rate) * payload_bytes
     return inside + _across(payload_bytes, far, chip, stack)
 
 
@@ -105,8 +105,9 @@ def send(
     """
     _, far = _split(ranks, chip, stride)
     rate = chip.link_bytes_per_s * stack.collective_byte_efficiency
-    near_seconds = stack.collective_seconds + payload_bytes / rate
-    far_seconds = chip.network_seconds + payload_bytes / chip.network_bytes_per_s
+    near_seconds = stack.collective_seconds + payload_bytes * (1.0 / rate)
+    network = 1.0 / chip.network_bytes_per_s
+    far_seconds = chip.network_seconds + payload_bytes * network
     crosses = presence(far)
     return (1.0 - crosses) * near_seconds + crosses * far_seconds
 
@@ -120,4 +121,5 @@ def _split(ranks: Scalar, chip: Chip, stride: Scalar = 1.0) -> tuple[Scalar, Sca
 
 def _across(payload_bytes: Scalar, nodes: Scalar, chip: Chip, stack: Stack) -> Scalar:
     startup = presence(nodes) * chip.network_seconds
-    return startup + (nodes - 1.0) / nodes * payload_bytes / chip.network_bytes_per_s
+    pace = (nodes - 1.0) / nodes * (1.0 / chip.network_bytes_per_s)
+    return startup + pace * payload_bytes

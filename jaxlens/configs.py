@@ -62,6 +62,8 @@ def shape_from_config(
         learned_positions=learned,
         norms_per_layer=values.size("norms_per_layer", 2),
         norm_bias=values.flag("norm_bias"),
+        tanh_gelu=values.flag("tanh_gelu"),
+        narrow_softmax=values.flag("narrow_softmax"),
         parallel_blocks=values.flag("parallel_blocks"),
         max_context=positions,
         language_head=values.flag("language_head", True),

@@ -20,6 +20,9 @@ KINDS: tuple[Kind, ...] = ("activation", "weight", "kv", "state", "reused")
 # queries of a group next; an expert over the ranks that expert parallelism leaves.
 MESH = {"tp": "tp", "kv": "tp", "group": "tp", "etp": "tp", "ep": "ep"}
 PHASES = ("", "decode", "prefill")
+# Axes whose extents belong to a layout or a step; all others are sizes of a model.
+STEP_AXES = ("t", "o", "n", "q", "s", "k", "x", "u", "seen", "per_chunk")
+VARYING = frozenset((*MESH, *STEP_AXES))
 
 # A product of powers of extents: (("d", 1), ("f", 1), ("tp", -1)).
 Monomial = tuple[tuple[str, int], ...]
@@ -200,26 +203,25 @@ def monomial(powers: Iterable[tuple[str, int]]) -> Monomial:
 
 
 def evaluate(powers: Monomial, extents: Extents) -> Scalar:
-    """Returns the product of `extents` to their powers, floats folded before tracers.
+    """Returns the product of `extents` to their powers.
 
-    A start of 1.0 keeps the product in floating point: integer extents would overflow.
+    Sizes of the model come first, in a product of their own, and what a step carries comes
+    with the layout in another: each of them is shared by many monomials, and sizes are one
+    number for all configurations of a sweep. A start of 1.0 keeps products in floating
+    point: integer extents would overflow.
     """
-    constant, traced = 1.0, []
+    sizes: Scalar = 1.0
+    varying: Scalar = 1.0
     for name, power in powers:
         value = extents[name]
-        if isinstance(value, int | float):
-            constant *= float(value) ** power
-        else:
-            traced.append((value, power))
-    above: Scalar = constant
-    below: Scalar | None = None
-    for value, power in traced:
+        value = float(value) if isinstance(value, int) else value
+        factor = value if power > 0 else 1.0 / value
         for _ in range(abs(power)):
-            if power > 0:
-                above = above * value
+            if name in VARYING:
+                varying = varying * factor
             else:
-                below = value if below is None else below * value
-    return above if below is None else above / below
+                sizes = sizes * factor
+    return sizes * varying
 
 
 def _split(einsum: Einsum, axes: Iterable[str]) -> list[tuple[str, int]]:

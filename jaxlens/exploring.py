@@ -1,97 +1,72 @@
 """The deployment of a model that meets its limits best, and all that were compared."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from jaxlens.comparisons import OBJECTIVES as OBJECTIVES
+from jaxlens.comparisons import ExploreResult as ExploreResult
+from jaxlens.comparisons import estimate as estimate
+from jaxlens.comparisons import request as request
+from jaxlens.declarations import SearchSpace, search_space
+from jaxlens.deployments import UNLIMITED, Workload
+from jaxlens.evaluations import WHOLE_SIZE, evaluated, streamed
+from jaxlens.evaluations import write_full as write_full
+from jaxlens.limits import REASONS as REASONS
+from jaxlens.limits import Limits
+from jaxlens.plans import Plan, Tariffs, plans
+from jaxlens.queueing import Arrivals
+from jaxlens.rankings import LAYOUT as LAYOUT
+from jaxlens.rankings import best as best
+from jaxlens.rankings import best_of_each_gpu as best_of_each_gpu
+from jaxlens.rankings import binds as binds
+from jaxlens.rankings import explain as explain
+from jaxlens.rankings import front as front
+from jaxlens.rankings import missed as missed
+from jaxlens.rankings import missed_bounds as missed_bounds
+from jaxlens.rankings import nearest as nearest
+from jaxlens.rankings import ruled_out as ruled_out
+from jaxlens.rankings import ruled_out_by_one as ruled_out_by_one
+from jaxlens.rankings import tied as tied
+from jaxlens.rankings import trade_off as trade_off
+from jaxlens.requests import MOST_GPUS
+from jaxlens.streams import Objective
 
-from jaxlens import spaces
-from jaxlens.batch import Columns
-from jaxlens.deployments import UNLIMITED, Deployment, Workload
-from jaxlens.fronts import best_of_each, pareto_front
-from jaxlens.predictions import Estimate, predict
-from jaxlens.requests import MOST_GPUS, Request, has_network, prepare
-from jaxlens.sweeps import (
-    REASONS,
-    Layout,
-    Limits,
-    deployment_space,
-    layouts,
-    sweep,
-)
-
-# Quantity to rank by, and the sign that makes less of it better.
-OBJECTIVES: Mapping[str, float] = {
-    "joules_per_output_token": 1.0,
-    "seconds_per_output_token": 1.0,
-    "seconds_prefill": 1.0,
-    "watts_per_gpu": 1.0,
-    "output_tokens_per_second": -1.0,
-    "output_tokens_per_second_per_gpu": -1.0,
+# What an objective needs to know of prices, by the name of a field of `Tariff`.
+NEEDS = {
+    "dollars_per_million_output_tokens": (
+        ("dollars_per_gpu_second", "dollars_per_joule"),
+        "the price of a GPU-hour (--gpu-price) or of energy (--kwh-price)",
+    ),
+    "grams_co2_per_million_output_tokens": (
+        ("grams_co2_per_joule",),
+        "the carbon intensity of the grid (--carbon)",
+    ),
 }
-# Reasons that a limit or another GPU can cure; the others are a matter of the layout.
-SIZED = ("memory", "ttft", "tpot")
-CAPPED = 0.995  # of the requested clock: below it the power cap is felt
-LAYOUT = ("gpu", "tensor_parallel", "expert_parallel", "pipeline_parallel")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ExploreResult:
-    """Every deployment that was compared, as columns: one entry per deployment.
-
-    Columns hold knobs, results and, per reason in `sweeps.REASONS`, a signed relative
-    slack: negative where a deployment is ruled out. `gpu` is a position in `requests`.
-    """
-
-    requests: tuple[Request, ...]  # one per kind of GPU
-    layouts: tuple[tuple[Layout, ...], ...]
-    limits: Limits
-    objective: str
-    columns: Columns
-
-    @property
-    def size(self) -> int:
-        """How many deployments were compared."""
-        return self.columns["gpu"].size
-
-    @cached_property
-    def feasible(self) -> np.ndarray:
-        """Whether each deployment meets every limit."""
-        return np.all([self.meets(reason) for reason in REASONS], axis=0)
-
-    @cached_property
-    def ranking(self) -> np.ndarray:
-        """Less is better; NaN where a limit is missed.
-
-        The logarithm of the objective to five digits: what differs less is equal, and then
-        fewer GPUs are better.
-        """
-        logarithm = np.log(np.maximum(self.columns[self.objective], 1e-30), dtype=float)
-        rounded = np.round(OBJECTIVES[self.objective] * logarithm, 5)
-        fewer = 1e-9 * self.columns["gpus"]
-        return np.where(self.feasible, rounded + fewer, np.nan)
-
-    def meets(self, reason: str) -> np.ndarray:
-        """Returns whether each deployment has slack as regards one reason."""
-        return self.columns[f"slack_{reason}"] >= 0.0
 
 
 def explore(
-    model: str | PathLike[str] | dict[str, Any],
-    gpus: Iterable[str],
+    model: str | PathLike[str] | dict[str, Any] | None = None,
+    gpus: Iterable[str] = (),
     workload: Workload | None = None,
     *,
+    space: SearchSpace | None = None,
     ttft_seconds: float = UNLIMITED,
     tpot_seconds: float = UNLIMITED,
-    max_gpus: int = 16,
+    limits: Limits | None = None,
+    soft: Sequence[str] = (),
+    rates: Tariffs | None = None,
+    arrivals: Arrivals | None = None,
+    max_gpus: int | None = None,
     weights: str | None = None,
     kv: str | None = None,
     stack: str | None = None,
     objective: str = "joules_per_output_token",
+    whole: bool | None = None,
+    full: Path | None = None,
+    checkpoint: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExploreResult:
     """Returns all deployments of a model on some kinds of GPU, each judged by limits.
@@ -100,231 +75,137 @@ def explore(
         model: HuggingFace id, path to a `config.json` or its contents.
         gpus: Chip ids or files.
         workload: Lengths of the requests.
-        ttft_seconds: Limit on the time of one bare prefill: no queueing.
+        space: What varies; by default layouts, sequences in flight and clock. See
+            `declarations.search_space`.
+        ttft_seconds: Limit on the time to the first token; without an arrival rate that of
+            one bare prefill: no queueing.
         tpot_seconds: Limit on the mean time per output token.
-        max_gpus: Most GPUs of a deployment, all replicas together.
+        limits: More limits, on latency and power.
+        soft: Power budgets, of `limits.BUDGETS`, whose excess is reported and excludes none.
+        rates: Prices, host watts and PUE: of all GPUs, or by id. See `economics.tariff`.
+        arrivals: How requests come in. Results are then those at that load, and `batch` is
+            the limit of sequences in flight; by default that many are always in flight.
+        max_gpus: Most GPUs of a deployment, all replicas together; 16 by default.
         weights: Number format of the weights; by default the checkpoint's own.
         kv: Number format of the KV cache; by default the checkpoint's own.
         stack: Serving stack id or file.
         objective: Result to rank by, one of `OBJECTIVES`.
+        whole: Whether all deployments are kept in memory; by default up to a million are,
+            and of more what is best. See `evaluations.streamed`.
+        full: Folder to write every deployment to, as Parquet.
+        checkpoint: Folder of a stream, so that one that is killed goes on.
         progress: Called with deployments done and in total.
 
     Raises:
         ValueError: where, what was expected, what came and what to do.
     """
-    _check(objective, max_gpus, ttft=ttft_seconds, tpot=tpot_seconds)
-    names = dict.fromkeys(gpus)
-    requests = tuple(
-        prepare(model, gpu, stack=stack, weights=weights, kv=kv, workload=workload)
-        for gpu in names
+    asked = replace(
+        limits or Limits(),
+        **_given(ttft_seconds=ttft_seconds, tpot_seconds=tpot_seconds),
     )
-    if not requests:
-        raise ValueError("gpu: expected at least one id such as h100-sxm, got none.")
-    limits = Limits(ttft_seconds=float(ttft_seconds), tpot_seconds=float(tpot_seconds))
-    laid_out = tuple(_layouts(request, max_gpus) for request in requests)
-    total = sum(deployment_space(layout).size for layout in laid_out)
-    finished = [0]
-
-    def report(count: int) -> None:
-        finished[0] += count
-        if progress is not None:
-            progress(finished[0], total)
-
-    parts = [
-        _swept(position, request, limits, laid_out[position], report)
-        for position, request in enumerate(requests)
-    ]
+    _check(objective, max_gpus, asked, arrivals)
+    kinds = {"model": model, "gpu": tuple(dict.fromkeys(gpus)), "stack": stack}
+    kinds |= {"weights": weights, "kv": kv}
+    stated = {name: value for name, value in kinds.items() if value not in (None, ())}
+    declared = _merged(space, search_space(max_gpus=max_gpus, **stated))
+    planned = plans(
+        declared, workload, limits=asked, soft=soft, rates=rates, arrivals=arrivals
+    )
+    _check_prices(objective, planned)
+    if full is not None:
+        write_full(planned, full, progress)
+    size, surveys = sum(plan.size for plan in planned), ()
+    if whole or (whole is None and size <= WHOLE_SIZE):
+        columns = evaluated(planned, progress)
+    else:
+        best_by = Objective(objective, OBJECTIVES[objective])
+        columns, surveys = streamed(planned, best_by, progress, checkpoint)
     return ExploreResult(
-        requests=requests,
-        layouts=laid_out,
-        limits=limits,
+        plans=planned,
+        limits=asked,
         objective=objective,
-        columns={
-            name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-        },
+        columns=columns,
+        soft=tuple(soft),
+        arrivals=arrivals,
+        surveys=surveys,
     )
 
 
-def best(result: ExploreResult, count: int) -> list[int]:
-    """Returns the best deployment of each of the `count` best layouts, best first.
-
-    Equal ones rank by GPUs. Replicas of a model without experts share nothing, so their
-    number makes no layout of its own.
-    """
-    columns = result.columns
-    routed = bool((columns["expert_parallel"] > 1).any())
-    names = (*LAYOUT, "data_parallel") if routed else LAYOUT
-    groups = np.stack([columns[name] for name in names], axis=1)
-    return [int(index) for index in best_of_each(result.ranking, groups)[:count]]
-
-
-def best_of_each_gpu(result: ExploreResult) -> list[int]:
-    """Returns the best deployment on each kind of GPU that has one, best first."""
-    groups = result.columns["gpu"][:, None]
-    return [int(index) for index in best_of_each(result.ranking, groups)]
+def _merged(space: SearchSpace | None, stated: SearchSpace) -> SearchSpace:
+    if space is None:
+        return stated
+    for name in stated.kinds:
+        if name in space.kinds:
+            raise ValueError(
+                f"{name}: expected it in the space or beside it, got both; drop one."
+            )
+    if stated.max_gpus is not None and space.max_gpus is not None:
+        raise ValueError(
+            "max GPUs: expected it in the space or beside it, got both; drop one."
+        )
+    return space.joined(stated)
 
 
-def front(
-    result: ExploreResult,
-    latency: str = "seconds_per_output_token",
-    gpu: int | None = None,
-    *,
-    within_limits: bool = True,
-) -> np.ndarray:
-    """Returns the deployments that trade energy against latency best, fastest first.
-
-    Args:
-        result: What was compared.
-        latency: "seconds_per_output_token" or "seconds_prefill".
-        gpu: Position of a kind of GPU; by default all are compared.
-        within_limits: Whether the limit on `latency` holds; other limits always do.
-    """
-    columns = result.columns
-    own = {"seconds_per_output_token": "tpot", "seconds_prefill": "ttft"}[latency]
-    held = [reason for reason in REASONS if within_limits or reason != own]
-    chosen = np.all([result.meets(reason) for reason in held], axis=0)
-    if gpu is not None:
-        chosen &= columns["gpu"] == gpu
-    where = np.flatnonzero(chosen)
-    names = (latency, "joules_per_output_token")
-    points = np.stack([columns[name][where] for name in names], axis=1)
-    return where[pareto_front(points)]
-
-
-def ruled_out(result: ExploreResult) -> dict[str, int]:
-    """Returns how many deployments miss each limit; many miss several."""
-    return {reason: int((~result.meets(reason)).sum()) for reason in REASONS}
-
-
-def ruled_out_by_one(result: ExploreResult) -> dict[str, int]:
-    """Returns how many deployments miss one limit alone, by that limit."""
-    missed = np.stack([~result.meets(reason) for reason in REASONS])
-    alone = missed.sum(axis=0) == 1
+def _given(**limits: float) -> dict[str, float]:
     return {
-        reason: int((missed[row] & alone).sum()) for row, reason in enumerate(REASONS)
+        name: float(seconds) for name, seconds in limits.items() if seconds != UNLIMITED
     }
 
 
-def nearest(result: ExploreResult) -> int:
-    """Returns the deployment that misses its limits by least: the worst slack is best."""
-    columns = result.columns
-    worst = np.min([columns[f"slack_{reason}"] for reason in SIZED], axis=0)
-    legal = result.meets("layout") & result.meets("batch")
-    return int(np.argmax(np.where(legal, worst, -np.inf)))
-
-
-def missed(result: ExploreResult, index: int) -> dict[str, float]:
-    """Returns the relative slack of every limit that a deployment misses."""
-    slack = {name: float(result.columns[f"slack_{name}"][index]) for name in REASONS}
-    return {reason: value for reason, value in slack.items() if value < 0.0}
-
-
-def binds(result: ExploreResult, index: int) -> tuple[str, ...]:
-    """Returns what keeps a deployment from doing better, or nothing at an inner optimum.
-
-    The limits that its neighbours in batch and clock miss which would be better, "largest
-    batch" at the end of the range, and "power cap" where the clock gives way to it.
-    """
-    columns, sign = result.columns, OBJECTIVES[result.objective]
-    own = sign * float(columns[result.objective][index])
-    found: dict[str, None] = {}
-    for neighbour in _neighbours(result, index):
-        if neighbour is None:
-            found["largest batch"] = None
-        elif sign * float(columns[result.objective][neighbour]) < own:
-            found.update(dict.fromkeys(missed(result, neighbour)))
-    if columns["capped_clock_hz"][index] < CAPPED * columns["clock_hz"][index]:
-        found["power cap"] = None
-    return tuple(found)
-
-
-def request(result: ExploreResult, index: int) -> Request:
-    """Returns one of the compared deployments with its model, GPU and traffic."""
-    asked = result.requests[int(result.columns["gpu"][index])]
-    return replace(asked, deployment=_deployment(result, asked, index))
-
-
-def estimate(asked: Request) -> Estimate:
-    """Returns the full estimate of a request in float64, in plain numbers."""
-    with jax.enable_x64(True):
-        found = predict(asked.model, asked.profile, asked.deployment, asked.workload)
-        return jax.tree.map(float, found)
-
-
-def _deployment(result: ExploreResult, request: Request, index: int) -> Deployment:
-    degrees = (
-        "tensor_parallel",
-        "expert_parallel",
-        "pipeline_parallel",
-        "data_parallel",
-    )
-    knobs = {name: float(result.columns[name][index]) for name in ("batch", *degrees)}
-    chip = request.profile.chip
-    # float32 holds a clock to some hundred hertz: back to the step it stands for.
-    low, step = float(chip.min_hz), float(chip.step_hz)
-    steps = round((float(result.columns["clock_hz"][index]) - low) / step)
-    clock = min(float(chip.max_hz), low + steps * step)
-    return replace(request.deployment, clock_hz=clock, **knobs)
-
-
-def _check(objective: str, max_gpus: int, **limits: float) -> None:
+def _check(
+    objective: str, max_gpus: int | None, limits: Limits, arrivals: Arrivals | None
+) -> None:
     if objective not in OBJECTIVES:
         raise ValueError(
             f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
         )
-    if not 1 <= max_gpus <= MOST_GPUS:
+    if max_gpus is not None and not 1 <= max_gpus <= MOST_GPUS:
         raise ValueError(
             f"max GPUs: expected a number from 1 to {MOST_GPUS}, got {max_gpus}."
         )
-    for name, seconds in limits.items():
-        if not seconds > 0.0:
-            raise ValueError(f"{name}: expected seconds above 0, got {seconds}.")
+    for name, value in vars(limits).items():
+        what, _, unit = name.rpartition("_")
+        if not float(value) > 0.0:
+            raise ValueError(f"{what}: expected {unit} above 0, got {value}.")
+    _check_arrivals(objective, limits, arrivals)
+    if float(limits.rack_watts) < UNLIMITED <= float(limits.rack_nodes):
+        raise ValueError(
+            "rack power: expected the number of nodes of a rack, got none; "
+            "state it (rack_nodes, --rack-nodes)."
+        )
 
 
-def _layouts(request: Request, max_gpus: int) -> tuple[Layout, ...]:
-    return layouts(
-        request.shape,
-        request.profile.chip,
-        request.deployment,
-        max_gpus,
-        network=has_network(request.card),
-    )
+def _check_arrivals(objective: str, limits: Limits, arrivals: Arrivals | None) -> None:
+    if arrivals is None:
+        late = float(limits.ttft_p99_seconds) < UNLIMITED
+        if late or objective.startswith("seconds_to_first_token"):
+            what = "ttft p99" if late else "objective"
+            raise ValueError(
+                f"{what}: expected a rate of arrivals (arrivals, --rate), got none: "
+                f"without queueing there is the bare prefill time alone."
+            )
+        return
+    ranges = {
+        "requests_per_second": (1e-6, 1e7),
+        "burstiness": (0.1, 1e3),
+        "prompt_tokens_cv": (0.0, 10.0),
+    }
+    for name, (low, high) in ranges.items():
+        value = float(getattr(arrivals, name))
+        if not low <= value <= high:
+            words = name.replace("_", " ")
+            raise ValueError(
+                f"{words}: expected a number from {low:g} to {high:g}, got {value:g}."
+            )
 
 
-def _swept(
-    position: int,
-    request: Request,
-    limits: Limits,
-    layouts: tuple[Layout, ...],
-    report: Callable[[int], None],
-) -> Columns:
-    columns = sweep(
-        request.model,
-        request.profile,
-        request.deployment,
-        request.workload,
-        limits,
-        layouts,
-        report,
-    )
-    count = columns["batch"].size
-    return {"gpu": np.full(count, position), **columns}
-
-
-def _neighbours(result: ExploreResult, index: int) -> list[int | None]:
-    """One step in batch and clock, either way; None above the largest batch."""
-    gpu = int(result.columns["gpu"][index])
-    start = int(np.flatnonzero(result.columns["gpu"] == gpu)[0])
-    space = deployment_space(result.layouts[gpu])
-    layout, sequences, clock = spaces.digits(space, index - start)
-    found: list[int | None] = []
-    for step in (1, -1):
-        if sequences + step >= space.counts[1]:
-            found.append(None)
-        elif sequences + step >= 0:
-            at = spaces.index(space, (layout, sequences + step, clock))
-            found.append(start + at)
-        if 0 <= clock + step < space.counts[2]:
-            at = spaces.index(space, (layout, sequences, clock + step))
-            found.append(start + at)
-    return found
+def _check_prices(objective: str, planned: tuple[Plan, ...]) -> None:
+    if objective not in NEEDS:
+        return
+    fields, words = NEEDS[objective]
+    for plan in planned:
+        if not any(float(getattr(plan.question.rates, name)) > 0.0 for name in fields):
+            raise ValueError(
+                f"objective: expected {words} for {plan.label}, got none; state it: "
+                f"no prices come with jaxlens."
+            )

@@ -8,7 +8,7 @@ of the Llama family, and a few architectural facts that no key states:
     output mlp_bias, norm_bias       bias on the feed-forward matrices / on the norms
     mlp_matrices              3 if gated, else 2 query_key_norm            a norm with
     weights on each query and key head norms_per_layer, parallel_blocks,
-    position_offset, causal, language_head
+    position_offset, causal, language_head, tanh_gelu, narrow_softmax
 
 `truncated_sampling` is False for a family whose published generation_config.json sets
 neither top_p nor top_k: an engine that follows it never sorts the vocabulary.
@@ -40,7 +40,13 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 _BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
 _LEARNED = {**_BIASED, "mlp_matrices": 2, "tie_word_embeddings": True}
-_GPT2 = {**_LEARNED, "intermediate_size": None, "learned_positions": True}
+_GPT2 = {
+    **_LEARNED,
+    "intermediate_size": None,
+    "learned_positions": True,
+    "tanh_gelu": True,
+    "narrow_softmax": True,
+}
 _QWEN2 = {"qkv_bias": True, "use_sliding_window": False, "max_window_layers": 28}
 _QWEN3 = {"query_key_norm": True, "use_sliding_window": False, "max_window_layers": 28}
 _QWEN3_MOE = {**_QWEN3, "decoder_sparse_step": 1, "mlp_only_layers": []}
@@ -67,6 +73,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             **_LEARNED,
             "learned_positions": True,
             "causal": False,
+            "narrow_softmax": True,
             "language_head": False,
             "type_vocab_size": 2,
         },
@@ -93,6 +100,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "norm_bias": True,
             "norms_per_layer": 1,
             "parallel_blocks": True,
+            "tanh_gelu": True,
         },
         "kimi_k2": _DEEPSEEK,
         "llama": {},

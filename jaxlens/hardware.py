@@ -38,7 +38,8 @@ class Chip:
 
     # Coefficients: defaults from published scales until calibration replaces them.
     knee_hz: Scalar  # voltage is flat below this clock
-    voltage_rise: Scalar  # V(boost) / V(flat) - 1, linear in clock above the knee
+    voltage_rise: Scalar  # V(boost) / V(flat) - 1
+    voltage_bend: Scalar  # share of that rise that goes with the square of the clock
     idle_watts: Scalar  # memory on, no kernel, voltage at its floor
     busy_watts: Scalar  # more while kernels run, at boost clock and voltage
     hbm_j_per_byte: Scalar
@@ -100,6 +101,14 @@ class Stack:
     padding_power: Scalar  # energy of padded rows of a tile, as a share of real ones
     block_watts: Scalar  # above busy, during that padding
     sampling_watts: Scalar  # above busy while sampling
+    # Eager execution: unused where kernels are fused and captured in graphs.
+    host_launch_seconds: Scalar  # CPU time of one kernel launch
+    launch_clocked: Scalar  # share of `kernel_seconds` that goes with 1 / clock
+    fp32_reach: Scalar  # efficiency of fp32 products over that of others
+    l2_saving: Scalar  # share of the traffic of small tensors that L2 takes
+    l2_share: Scalar  # of L2 that one tensor may fill
+    elementwise_traffic: Scalar  # of kernels over what their passes count
+    attention_half_width: Scalar  # head width at which products reach half their rate
     # Memory and scheduling.
     memory_share: Scalar  # of HBM that the engine may use
     overhead_bytes: Scalar  # CUDA context, graphs, communication buffers

@@ -3,10 +3,13 @@
 In S stages of 1/S of the rows each: the first chunk's product is exposed, then S - 1 chunks
 are multiplied while the one before travels, and the last transfer is exposed:
 
-    t = t_product(1/S) + (S - 1) max_w(t_product(1/S; SMs - comm), t_comm(1/S)) + t_comm(1/S)
+    t = t_product(1/S) + (S - 1) max_w(t_product(1/S; beside), t_comm(1/S)) + t_comm(1/S)
 
-Only while both run does the product lose the SMs that communicate. Smaller chunks pay the
-efficiency of fewer rows and another launch. One stage is sequential and takes no SMs away.
+Beside a collective a product runs on the SMs that are left, and HBM serves the bytes of both:
+its roofline counts them all. Only then: one stage is sequential and takes no SMs away. Smaller
+chunks pay the efficiency of fewer rows, another read of the weights, another launch and another
+startup of the collective. Energy does not overlap: FLOPs, bytes and the power of the links over
+the time that the collective takes on its SMs add up.
 
 In the manner of: EnergyLens, arXiv 2605.14249 (staged overlap with communication SMs).
 """
@@ -14,9 +17,12 @@ In the manner of: EnergyLens, arXiv 2605.14249 (staged overlap with communicatio
 from jaxtyping import Array, Float
 
 from jaxlens.smooth import smooth_max
+from jaxlens.works import Message
 
 Scalar = Float[Array, ""] | float
-CONTENTION = 0.05  # part of both that does not overlap: shared HBM and L2; a prior
+# Priors: nothing public tells them apart.
+CONTENTION = 0.05  # part of both that does not overlap: L2 and the schedulers
+HBM_PASSES = 2.0  # bytes of HBM per byte on the wire: read to send, written on arrival
 
 
 def staged_seconds(
@@ -32,3 +38,13 @@ def staged_seconds(
     """
     both = smooth_max(beside_seconds, transfer_seconds, CONTENTION)
     return alone_seconds + (stages - 1.0) * both + transfer_seconds
+
+
+def hbm_bytes(message: Message) -> Scalar:
+    """Returns the HBM traffic of a collective on each rank; none for one rank.
+
+    On the wire of each rank go (n - 1) / n of the payload, and twice that in an all-reduce.
+    """
+    around = 2.0 if message.kind == "all-reduce" else 1.0
+    wire = around * (message.ranks - 1.0) / message.ranks * message.payload_bytes
+    return HBM_PASSES * wire

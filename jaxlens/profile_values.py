@@ -29,12 +29,25 @@ SHARES = frozenset(
         "gap_power",
         "hbm_saturation",
         "host_exposed",
+        "l2_saving",
+        "launch_clocked",
         "memory_share",
         "softness",
+        "voltage_bend",
     }
 )
 MAY_BE_ZERO = frozenset(
-    {"experts_wait", "gap_power", "host_exposed", "padding_power", "voltage_rise"}
+    {
+        "attention_half_width",
+        "experts_wait",
+        "gap_power",
+        "host_exposed",
+        "l2_saving",
+        "launch_clocked",
+        "padding_power",
+        "voltage_bend",
+        "voltage_rise",
+    }
 )
 
 

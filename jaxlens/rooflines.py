@@ -12,12 +12,15 @@ below one, since part of the SMs suffices to saturate HBM. Energy counts the sam
 Source: S. Williams et al., "Roofline", CACM 52(4), 2009 (hard form).
 """
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens.eager import unfused
 from jaxlens.hardware import Chip, Stack
 from jaxlens.precisions import Precision
-from jaxlens.pytrees import pytree
+from jaxlens.pytrees import pytree, static
 from jaxlens.smooth import smooth_max, smooth_min
 from jaxlens.works import Work
 
@@ -34,6 +37,7 @@ class Machine:
     stack: Stack
     clock_share: Scalar  # SM clock / boost clock
     sm_share: Scalar
+    fused: bool = static(default=True)
 
 
 @pytree
@@ -98,7 +102,16 @@ def kernel(work: Work, machine: Machine) -> KernelCost:
     stack = machine.stack
     rate = getattr(stack, work.rate) if work.rate else 0.0
     repeats = getattr(stack, work.repeat) if work.repeat else 1.0
-    return price(work, limits(work.role, stack), rate, repeats, machine)
+    if not machine.fused:
+        elementwise, attention = (
+            float(work.role == role) for role in ("elementwise", "attention")
+        )
+        work = unfused(work, machine.chip, stack, elementwise, attention)
+    within = limits(work.role, stack)
+    if work.role == "elementwise" and not work.rate:
+        moved = _traffic(work, within, repeats, machine)
+        return replace(moved, seconds=moved.seconds + moved.launch_seconds)
+    return price(work, within, rate, repeats, machine)
 
 
 def price(
@@ -114,28 +127,21 @@ def price(
         machine: Chip, stack, clock and SM share.
     """
     chip, stack = machine.chip, machine.stack
+    moved = _traffic(work, limits, repeats, machine)
     executed = work.flop * _padding(work, limits)
-    speed = limits.flop_efficiency * machine.clock_share * machine.sm_share
+    # Factors of all kernels of a kind first: they are computed once.
+    pace = seconds_per_flop(work.mix, chip) / limits.flop_efficiency
+    pace = pace * (1.0 / (machine.clock_share * machine.sm_share))
     visiting = work.visits * rate
-    compute_seconds = executed * seconds_per_flop(work.mix, chip) / speed + visiting
+    compute_seconds = executed * pace + visiting
     charged = work.flop + (executed - work.flop) * stack.padding_power
     flop_joules = charged * joules_per_flop(work.mix, chip)
-    hbm_bytes = work.hbm_bytes * repeats
-    reach = smooth_min(
-        1.0, machine.sm_share * machine.clock_share / chip.hbm_saturation, HBM_SOFTNESS
-    )
-    bytes_per_s = chip.hbm_bytes_per_s * limits.byte_efficiency * reach
-    moved = hbm_bytes + work.kv_bytes + stack.ramp_bytes * repeats
-    memory_seconds = moved / bytes_per_s
-    body = smooth_max(compute_seconds, memory_seconds, stack.softness)
-    launch = stack.kernel_seconds * repeats
-    return KernelCost(
-        seconds=body + launch,
-        clocked_seconds=body * _share(compute_seconds, memory_seconds, stack.softness),
-        launch_seconds=launch,
+    body = smooth_max(compute_seconds, moved.seconds, stack.softness)
+    return replace(
+        moved,
+        seconds=body + moved.launch_seconds,
+        clocked_seconds=_part(compute_seconds, moved.seconds, body, stack.softness),
         flop_joules=flop_joules + visiting * stack.sampling_watts,
-        hbm_joules=hbm_bytes * chip.hbm_j_per_byte,
-        kv_joules=work.kv_bytes * chip.hbm_j_per_byte,
     )
 
 
@@ -171,9 +177,28 @@ def _padding(work: Work, limits: Limits) -> Scalar:
     )
 
 
-def _share(a: Scalar, b: Scalar, softness: Scalar) -> Scalar:
-    """Elasticity of max_w(a, b) in a: 1 where a dominates, 0 where b does."""
-    # The floors matter at a hard tie and where there is no work at all.
-    total = jnp.maximum(smooth_max(a, b, softness), 1e-15)
-    root = jnp.maximum(2.0 * total - a - b, 1e-15)
-    return 0.5 * a * (root + a - b + 2.0 * softness * b) / (root * total)
+def _traffic(
+    work: Work, limits: Limits, repeats: Scalar, machine: Machine
+) -> KernelCost:
+    """What the traffic of `work` takes, without the launch in its seconds."""
+    chip, stack = machine.chip, machine.stack
+    driven = machine.sm_share * machine.clock_share / chip.hbm_saturation
+    reach = smooth_min(1.0, driven, HBM_SOFTNESS)
+    pace = (1.0 / (chip.hbm_bytes_per_s * limits.byte_efficiency)) * (1.0 / reach)
+    hbm_bytes = work.hbm_bytes * repeats
+    moved = hbm_bytes + work.kv_bytes + stack.ramp_bytes * repeats
+    return KernelCost(
+        seconds=moved * pace,
+        clocked_seconds=0.0,
+        launch_seconds=stack.kernel_seconds * repeats,
+        flop_joules=0.0,
+        hbm_joules=hbm_bytes * chip.hbm_j_per_byte,
+        kv_joules=work.kv_bytes * chip.hbm_j_per_byte,
+    )
+
+
+def _part(a: Scalar, b: Scalar, largest: Scalar, softness: Scalar) -> Scalar:
+    """The part of max_w(a, b) that goes with a, by its elasticity: a d max / d a."""
+    # The floor matters at a hard tie and where there is no work at all.
+    root = jnp.maximum(2.0 * largest - a - b, 1e-15)
+    return 0.5 * a * (root + a - b + 2.0 * softness * b) / root

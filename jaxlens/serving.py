@@ -10,6 +10,8 @@ apart and averaged. A step takes the slower of GPU and host where the engine hid
 the other.
 """
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -51,9 +53,19 @@ class StepCost:
 
 def machine(chip: Chip, stack: Stack, deployment: Deployment) -> Machine:
     """Returns the chip and stack at the clock that a deployment asks for."""
-    clock = requested_clock(chip, deployment)
-    share = clock / chip.boost_hz
-    return Machine(chip=chip, stack=stack, clock_share=share, sm_share=1.0)
+    share = requested_clock(chip, deployment) / chip.boost_hz
+    if not deployment.fused:
+        slowed = 1.0 + stack.launch_clocked * (1.0 / share - 1.0)
+        stack = replace(stack, kernel_seconds=stack.kernel_seconds * slowed)
+        reached = chip.peak_fp32_flop_per_s * stack.fp32_reach
+        chip = replace(chip, peak_fp32_flop_per_s=reached)
+    return Machine(
+        chip=chip,
+        stack=stack,
+        clock_share=share,
+        sm_share=1.0,
+        fused=deployment.fused,
+    )
 
 
 def requested_clock(chip: Chip, deployment: Deployment) -> Scalar:
@@ -73,7 +85,7 @@ def step(
     asked = items(model, deployment, load, phases)
     at_clock = machine(chip, stack, deployment)
     parts = lines(asked, at_clock, deployment.communication_sms)
-    host = host_seconds(stack, deployment, load)
+    host = host_seconds(stack, deployment, load, model.launches)
     return settle(total(parts.values()), parts, host, chip, stack, deployment)
 
 
@@ -106,17 +118,25 @@ def settle(
     )
 
 
-def host_seconds(stack: Stack, deployment: Deployment, load: Load) -> Scalar:
-    """Returns CPU time of one step: scheduling, sampling parameters, detokenising."""
+def host_seconds(
+    stack: Stack, deployment: Deployment, load: Load, launches: Scalar = 0.0
+) -> Scalar:
+    """Returns CPU time of one step: scheduling, sampling parameters, detokenising.
+
+    Where nothing is fused, the host also makes all `launches` of a step, one by one.
+    """
     sequences = (
         load.decode_sequences + load.prefill_sequences
     ) * deployment.pipeline_parallel
     gpus = deployment.tensor_parallel * deployment.pipeline_parallel
-    return (
+    seconds = (
         stack.host_step_seconds
         + stack.host_sequence_seconds * sequences
         + stack.host_gpu_seconds * (gpus - 1.0)
     )
+    if deployment.fused:
+        return seconds
+    return seconds + stack.host_launch_seconds * launches
 
 
 def _with_host(need: Draw, host: Scalar, stack: Stack) -> Draw:

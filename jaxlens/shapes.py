@@ -105,6 +105,8 @@ class ModelShape:
     learned_positions: int = 0  # rows of a learned position table (GPT-2, OPT, BERT)
     norms_per_layer: int = 2  # around a mixer + feed pair; half of them if one is alone
     norm_bias: bool = False  # LayerNorm with a bias instead of RMSNorm
+    tanh_gelu: bool = False  # an activation that takes eight kernels where not fused
+    narrow_softmax: bool = False  # in the number format of the scores, where not fused
     parallel_blocks: bool = False  # mixer and feed read one input, their outputs add up
     max_context: int | None = None
     language_head: bool = True  # False for encoders (BERT)

@@ -7,6 +7,7 @@ traced, so spaces of other sizes and values run in the same compiled program.
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +20,19 @@ Scalar = Float[Array, ""] | float
 # Digits are whole numbers in float32: exact, and faster to divide than integers.
 LARGEST_AXIS = 2**22
 LARGEST_CHUNK = 2**22
-TABLE_CAPACITY = 64  # tables are padded to multiples of it, to keep shapes the same
+TABLE_CAPACITY = 64  # tables are padded to it or to the next capacity: few shapes
+TABLE_CAPACITIES = (TABLE_CAPACITY, 4096, 65_536)
 
 
 @pytree
 class Axis:
-    """One knob: values in a table, or start + step x digit if the table is empty."""
+    """One knob: start + step x digit, plus the entry of a table if it has one."""
 
     name: str = static()
     count: Scalar
     start: Scalar = 0.0
     step: Scalar = 0.0
-    table: Float[np.ndarray, " capacity"]
+    table: Float[np.ndarray, " capacity"]  # exact on the host, float32 on the device
 
 
 @pytree
@@ -68,8 +70,14 @@ def choices(name: str, values: Iterable[float]) -> Axis:
     given = [float(value) for value in values]
     if not given or not all(math.isfinite(value) for value in given):
         raise ValueError(f"{name}: expected finite values, got {given}.")
-    padding = -len(given) % TABLE_CAPACITY
-    table = np.array(given + given[-1:] * padding, np.float32)
+    if len(given) > TABLE_CAPACITIES[-1]:
+        raise ValueError(
+            f"{name}: expected at most {TABLE_CAPACITIES[-1]:,} values, got "
+            f"{len(given):,}; take an equally spaced range."
+        )
+    capacity = next(size for size in TABLE_CAPACITIES if size >= len(given))
+    padding = given[-1:] * (capacity - len(given))
+    table = np.array([*given, *padding], np.float64)
     return Axis(name=name, count=_count(name, len(given)), table=table)
 
 
@@ -85,6 +93,37 @@ def powers_of_two(name: str, low: int, high: int) -> Axis:
             f"{name}: expected two powers of two, low to high, got {low} and {high}."
         )
     return choices(name, [2.0**power for power in range(first, last + 1)])
+
+
+def log_grid(name: str, low: float, high: float, count: int) -> Axis:
+    """Returns `count` values from `low` to `high` in equal ratios, both included.
+
+    >>> point(space(log_grid("batch", 1.0, 256.0, 5)), 3)
+    {'batch': 64.0}
+    """
+    finite = math.isfinite(low) and math.isfinite(high)
+    if not finite or not 0.0 < low < high or count < 2:
+        raise ValueError(
+            f"{name}: expected 0 < low < high and at least two values, "
+            f"got {count} from {low} to {high}."
+        )
+    return choices(name, np.geomspace(low, high, count).tolist())
+
+
+def tabled(axis: Axis) -> Axis:
+    """Returns `axis` with a table of zeros if it has none.
+
+    Ranges and listed values then have one structure and run in one compiled program.
+    """
+    if axis.table.size:
+        return axis
+    return replace(axis, table=np.zeros(TABLE_CAPACITY))
+
+
+def at(space: Space, index: int) -> Space:
+    """Returns the space of one configuration of `space`: same structure, same program."""
+    found = zip(space.axes, digits(space, index), strict=True)
+    return Space(axes=tuple(_only(axis, digit) for axis, digit in found))
 
 
 def integers(name: str, low: int, high: int, step: int = 1) -> Axis:
@@ -156,9 +195,21 @@ def coordinates(
 
 
 def _value(axis: Axis, digit: Scalar) -> Scalar:
+    line = axis.start + axis.step * digit
     if axis.table.shape[0] == 0:
-        return axis.start + axis.step * digit
-    return jnp.asarray(axis.table)[jnp.asarray(digit).astype(jnp.int32)]
+        return line
+    if isinstance(digit, int):
+        return line + float(axis.table[min(digit, axis.table.size - 1)])
+    position = jnp.minimum(jnp.asarray(digit).astype(jnp.int32), axis.table.size - 1)
+    return line + jnp.asarray(axis.table, jnp.asarray(line).dtype)[position]
+
+
+def _only(axis: Axis, digit: int) -> Axis:
+    """The axis of one of its values; a table keeps its capacity."""
+    start, table = axis.start + axis.step * digit, axis.table
+    if table.size:
+        table = np.full_like(table, table[min(digit, table.size - 1)])
+    return replace(axis, count=1.0, start=start, step=0.0, table=table)
 
 
 def _linear(name: str, count: int, start: float, step: float) -> Axis:
@@ -167,7 +218,7 @@ def _linear(name: str, count: int, start: float, step: float) -> Axis:
         count=_count(name, count),
         start=start,
         step=step,
-        table=np.zeros(0, np.float32),
+        table=np.zeros(0),
     )
 
 

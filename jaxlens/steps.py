@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxlens import collectives, rooflines
 from jaxlens.deployments import Deployment
+from jaxlens.eager import expanded
 from jaxlens.experts import busiest_rank
 from jaxlens.loads import (
     Extents,
@@ -23,13 +24,13 @@ from jaxlens.loads import (
     step_extents,
     tokens,
 )
-from jaxlens.overlap import staged_seconds
+from jaxlens.overlap import hbm_bytes, staged_seconds
 from jaxlens.power import Draw
 from jaxlens.programs import Collective, Kernel, program
 from jaxlens.pytrees import pytree, static
 from jaxlens.rooflines import Machine
 from jaxlens.smooth import presence
-from jaxlens.transformers import Block, Model
+from jaxlens.transformers import NO_WINDOW, Block, Model
 from jaxlens.works import Message, Work, message, work
 
 Scalar = Float[Array, ""] | float
@@ -86,8 +87,8 @@ def items(
     result = []
     for block in model.blocks:
         for name, asks in _block_items(block, model, deployment, load, phases):
-            name = f"{block.label}: {name}"
-            result.append(Item(name=name, layers=block.layers, asks=asks))
+            item = Item(name=f"{block.label}: {name}", layers=block.layers, asks=asks)
+            result.append(item if deployment.fused else _eager(item, name, block))
     stages = deployment.pipeline_parallel
     degree = deployment.tensor_parallel
     payload = tokens(load) * model.width * 2.0 / degree
@@ -100,15 +101,20 @@ def lines(asked: Iterable[Item], machine: Machine, communication_sms: Scalar) ->
     result: Lines = {}
     experts: dict[str, Line] = {}
     for item in asked:
-        line = _line(item.asks, machine, communication_sms)
+        one = line(item.asks, machine, communication_sms)
         block = item.name.partition(":")[0]
         if isinstance(item.asks, Work) and item.asks.role == "experts":
-            experts[block] = add(experts.get(block), line)
+            experts[block] = add(experts.get(block), one)
         if isinstance(item.asks, Routing):
-            line = _routing(item.asks, experts.pop(block).seconds, machine)
-        scaled = jax.tree.map(lambda value, n=item.layers: value * n, line)
+            one = _routing(item.asks, experts.pop(block).seconds, machine)
+        scaled = jax.tree.map(lambda value, n=item.layers: _times(value, n), one)
         result[item.name] = add(result.get(item.name), scaled)
     return result
+
+
+def _times(value: Scalar, layers: Scalar) -> Scalar:
+    """Nothing stays the number 0, so that adding it costs nothing."""
+    return 0.0 if isinstance(value, float) and value == 0.0 else value * layers
 
 
 def total(parts: Iterable[Line]) -> Line:
@@ -139,7 +145,10 @@ def _block_items(
     extents = step_extents(block, model, deployment, load)
     views = {
         "decode": {**extents, **decode_extents(block, load)},
-        "prefill": {**extents, **prefill_extents(block, load)},
+        "prefill": {
+            **extents,
+            **prefill_extents(block if deployment.fused else _square(block), load),
+        },
     }
     result: list[tuple[str, Work | Message | Routing | Staged]] = []
     for step in program(
@@ -167,6 +176,21 @@ def _block_items(
     if "top_k" in block.sizes:
         result.append(("routing", _routing_of(block, model, deployment, load)))
     return result
+
+
+def _eager(item: Item, name: str, block: Block) -> Item:
+    """Element-wise steps as the kernels that they expand into."""
+    by = block.eager.get(name.partition(" (")[0])
+    if by is None or not isinstance(item.asks, Work):
+        return item
+    return replace(item, layers=item.layers * by.kernels, asks=expanded(item.asks, by))
+
+
+def _square(block: Block) -> Block:
+    """Unfused attention multiplies all scores: nothing skips what a mask hides."""
+    if "causal" not in block.sizes:
+        return block
+    return replace(block, sizes={**block.sizes, "causal": 0.0, "window": NO_WINDOW})
 
 
 def _message(step: Collective, extents: Extents, deployment: Deployment) -> Message:
@@ -219,9 +243,13 @@ def _routing_of(
     )
 
 
-def _line(
+def line(
     asks: Work | Message | Routing | Staged, machine: Machine, sms: Scalar
 ) -> Line:
+    """Returns what one launch of `asks` takes, with `sms` SMs for its collectives.
+
+    Routing depends on the experts before it: nothing here, see `lines`.
+    """
     if isinstance(asks, Work):
         cost = rooflines.kernel(asks, machine)
         return Line(**vars(cost))
@@ -256,11 +284,15 @@ def _overlapped(asks: Staged, machine: Machine, sms: Scalar) -> Line:
     rest = machine.sm_share * (1.0 - (1.0 - alone) * sms / chip.sms)
     chunk = _chunk(asks.product, stages)
     first = rooflines.kernel(chunk, machine)
-    beside = rooflines.kernel(chunk, replace(machine, sm_share=rest))
     transfer: Scalar = 0.0
+    contended: Scalar = chunk.hbm_bytes
     for whole in asks.messages:
         part = replace(whole, payload_bytes=whole.payload_bytes / stages)
         transfer = transfer + collectives.seconds(part, chip, machine.stack, sms)
+        contended = contended + hbm_bytes(part)
+    beside = rooflines.kernel(
+        replace(chunk, hbm_bytes=contended), replace(machine, sm_share=rest)
+    )
     both = beside.seconds + transfer
     clocked = beside.clocked_seconds * beside.seconds / both
     return Line(

@@ -1,11 +1,17 @@
 """Transformers as blocks of einsums: from layer kinds and widths to sizes and structure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 from jaxtyping import Array, Float
 
+from jaxlens.eager import (
+    Expansion,
+    feed_expansions,
+    launches_per_pass,
+    mixer_expansions,
+)
 from jaxlens.einsums import Einsum
 from jaxlens.layers import (
     DENSE,
@@ -45,6 +51,8 @@ class Block:
     operations: tuple[Einsum, ...] = static()
     layers: Scalar
     sizes: Mapping[str, Scalar]
+    # Element-wise operations where nothing is fused.
+    eager: Mapping[str, Expansion] = field(default_factory=dict)
 
 
 @pytree
@@ -55,6 +63,7 @@ class Model:
     width: Scalar
     vocabulary: Scalar
     formats: Formats
+    launches: Scalar = 0.0  # of one forward pass where nothing is fused
 
 
 def attention(layer: Attention) -> Block:
@@ -166,7 +175,13 @@ BUILDERS: dict[type, Any] = {
 
 def model(shape: ModelShape) -> Model:
     """Returns the einsum description of `shape`: sizes are floats, structure is static."""
-    blocks = [BUILDERS[type(layer)](layer) for layer in (*shape.mixers, *shape.feeds)]
+    blocks = [
+        replace(BUILDERS[type(mixer)](mixer), eager=mixer_expansions(mixer, shape))
+        for mixer in shape.mixers
+    ] + [
+        replace(BUILDERS[type(feed)](feed), eager=feed_expansions(feed, shape))
+        for feed in shape.feeds
+    ]
     table = float(shape.vocabulary + shape.learned_positions)
     blocks.append(
         Block(
@@ -190,4 +205,5 @@ def model(shape: ModelShape) -> Model:
             block_scaled=float(names.block_scaled),
             kv_bytes=FORMATS[shape.kv_format],
         ),
+        launches=launches_per_pass(shape),
     )

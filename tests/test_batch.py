@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlens.batch import CHUNK, compilations, evaluate
+from jaxlens.batch import CHUNK, columns, compilations, evaluate
 from jaxlens.spaces import choices, grid, integers, space
 
 
@@ -45,3 +45,28 @@ def test_one_program_serves_other_numbers_and_other_spaces():
 def test_a_nan_names_its_configuration():
     with pytest.raises(ValueError, match=r"NaN for share in 1 of 3.*'x': 0\.0"):
         evaluate(reciprocal, 1.0, space(integers("x", 0, 2)))
+
+
+def test_a_part_is_the_same_rows_of_the_whole():
+    asked = space(integers("x", 1, 7), grid("y", 0.1, 3.0, 2 * CHUNK + 3))
+    whole = evaluate(area, 1.5, asked)
+    first, count = CHUNK - 5, 3 * CHUNK + 11
+    part = columns(area, 1.5, asked, first, count)
+    for name, values in part.items():
+        np.testing.assert_array_equal(values, whole[name][first : first + count])
+    last = columns(area, 1.5, asked, asked.size - 1, 1)
+    assert last["area"].tolist() == whole["area"][-1:].tolist()
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 2), (0, 0), (4, 3), (6, 1)])
+def test_a_range_outside_of_the_space_is_refused(first, count):
+    with pytest.raises(ValueError, match="within the 6 configurations"):
+        columns(
+            area, 1.0, space(integers("x", 1, 2), integers("y", 1, 3)), first, count
+        )
+
+
+def test_a_nan_in_a_part_is_named_by_its_index_in_the_space():
+    asked = space(integers("x", -3, 2))
+    with pytest.raises(ValueError, match=r"in 1 of 4.*index 3, \{'x': 0\.0\}"):
+        columns(reciprocal, 1.0, asked, 1, 4)

@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 
 import jaxlens
+import jaxlens.plans
 from jaxlens import Deployment, Workload, exploring
 from jaxlens.batch import compilations
 from jaxlens.cli import main
+from jaxlens.declarations import search_space
+from jaxlens.economics import tariff
 from jaxlens.exploring import explore
-from jaxlens.sweeps import REASONS, outcome
+from jaxlens.limits import REASONS, Limits
+from jaxlens.plans import plans
+from jaxlens.queueing import Arrivals
+from jaxlens.sweeps import outcome
 
 WORKLOAD = Workload(prompt_tokens=512.0, output_tokens=128.0)
 SMALL = {"workload": WORKLOAD, "max_gpus": 4, "tpot_seconds": 0.02}
@@ -22,9 +28,10 @@ def result():
 
 
 def test_the_demo_compares_at_least_ten_thousand():
-    asked = exploring.prepare("meta-llama/Llama-3.1-70B-Instruct", "h100-sxm")
-    laid_out = exploring._layouts(asked, 16)
-    assert 2 * exploring.deployment_space(laid_out).size >= 10_000
+    demo = search_space(
+        model="meta-llama/Llama-3.1-70B-Instruct", gpu=["h100-sxm", "b200-sxm"]
+    )
+    assert sum(plan.size for plan in plans(demo)) >= 10_000
 
 
 def test_every_deployment_is_kept_with_a_slack_for_every_reason(result):
@@ -48,6 +55,13 @@ def test_the_best_is_the_least_of_all_within_limits(result):
         for i in (first, *others)
     }
     assert len(layouts) == 5
+
+
+def test_every_layout_has_its_own_best(result):
+    for index in exploring.best(result, 3):
+        same = result.columns["layout"] == result.columns["layout"][index]
+        same &= result.columns["gpu"] == result.columns["gpu"][index]
+        assert np.nanmin(result.ranking[same]) == result.ranking[index]
 
 
 def test_the_sweep_says_what_predict_says(result):
@@ -155,6 +169,201 @@ def test_a_deployment_can_be_asked_for_again(result):
     assert float(again.gpus) == asked.gpus
 
 
+def test_wide_spaces_run_in_the_program_of_the_default_one(result):
+    before = compilations(outcome)
+    wide = search_space(
+        tensor_parallel="1,2",
+        sequences="8..64*2",
+        clock="1.0GHz:1.9GHz:4",
+        power_cap="400W,none",
+        prompt_tokens="256:1024:3",
+        routing_skew=0.0,
+        weights=["checkpoint", "fp8"],
+        where="tensor_parallel * data_parallel <= 2",
+    )
+    found = explore("Qwen/Qwen3-8B", ["h100-sxm"], space=wide, max_gpus=2)
+    assert compilations(outcome) == before
+    assert found.labels == ("h100-sxm checkpoint", "h100-sxm fp8")
+    # tp 1: pp 1, 2 with dp 1, and dp 2; tp 2 alone: 4 layouts; x 4 x 4 x 2 x 3 x 2 kinds
+    assert found.size == 4 * 4 * 4 * 2 * 3 * 2
+    assert set(np.unique(found.columns["tensor_parallel"])) == {1.0, 2.0}
+    for index in (0, found.size // 2, found.size - 1, *exploring.best(found, 1)):
+        asked = exploring.request(found, index)
+        joules = exploring.estimate(asked).joules_per_output_token
+        swept = found.columns["joules_per_output_token"][index]
+        assert float(swept) == pytest.approx(joules, rel=2e-4)
+
+
+def test_knobs_come_back_as_they_were_declared():
+    space = search_space(
+        tp=2, pp=1, dp=1, batch="48", clock="1410MHz", power_cap="412.3W", output="199"
+    )
+    found = explore("Qwen/Qwen3-8B", ["h100-sxm"], space=space, max_gpus=2)
+    asked = exploring.request(found, 0)
+    assert found.size == 1
+    assert asked.deployment.power_cap_watts == 412.3
+    assert (asked.deployment.batch, asked.deployment.clock_hz) == (48.0, 1.41e9)
+    assert (asked.workload.output_tokens, asked.gpus) == (199.0, 2)
+
+
+def test_bounds_rule_out_and_are_named_when_nothing_is_left():
+    space = search_space(
+        tp="1,2", clock_share=1.0, where=["tp == 2", "watts_per_gpu * gpus <= 300"]
+    )
+    found = explore("Qwen/Qwen3-8B", ["h100-sxm"], WORKLOAD, space=space, max_gpus=2)
+    kept = found.columns["slack_where"] >= 0.0
+    watts = found.columns["watts_per_gpu"] * found.columns["gpus"]
+    expected = (found.columns["tensor_parallel"] == 2) & (watts <= 300.0 * (1 + 1e-6))
+    np.testing.assert_array_equal(kept, expected)
+    tight = search_space(
+        tp=2,
+        dp=1,
+        clock_share=1.0,
+        sequences="512,1024",
+        where=["watts_per_gpu * gpus <= 300"],
+    )
+    none = explore("Qwen/Qwen3-8B", ["h100-sxm"], WORKLOAD, space=tight, max_gpus=2)
+    index = exploring.nearest(none)
+    assert exploring.best(none, 1) == []
+    assert exploring.missed_bounds(none, index) == ["watts_per_gpu * gpus <= 300"]
+
+
+def test_what_a_chip_cannot_do_is_ruled_out():
+    space = search_space(tp=1, pp=1, dp=1, clock="1GHz,5GHz", power_cap="50W,400W,none")
+    found = explore("Qwen/Qwen3-8B", ["h100-sxm"], WORKLOAD, space=space, max_gpus=1)
+    possible = (found.columns["slack_chip"] >= 0.0).reshape(2 + 1, -1, 2)
+    np.testing.assert_array_equal(possible.all(axis=1), [[0, 0], [1, 0], [1, 0]])
+
+
+def test_money_ranks_the_cheaper_gpu_first():
+    prices = {
+        "h100-sxm": tariff(dollars_per_gpu_hour=4.0),
+        "l40s": tariff(dollars_per_gpu_hour=0.1),
+    }
+    cost = "dollars_per_million_output_tokens"
+    found = explore(
+        "Qwen/Qwen3-8B", ["h100-sxm", "l40s"], rates=prices, objective=cost, **SMALL
+    )
+    first = exploring.best(found, 1)[0]
+    assert found.labels[found.columns["gpu"][first]] == "l40s"
+    rate = found.columns["output_tokens_per_second_per_gpu"][first]
+    assert found.columns[cost][first] == pytest.approx(
+        0.1 / 3600 / rate * 1e6, rel=1e-4
+    )
+    with pytest.raises(ValueError, match="expected the price of a GPU-hour"):
+        explore("Qwen/Qwen3-8B", ["l40s"], objective=cost, **SMALL)
+    with pytest.raises(ValueError, match="prices: expected one for b200-sxm"):
+        explore("Qwen/Qwen3-8B", ["b200-sxm"], rates=prices, **SMALL)
+
+
+def test_power_budgets_exclude_when_hard_and_are_reported_when_soft():
+    budget = Limits(gpu_watts=400.0, node_watts=1500.0, rack_watts=1e4, rack_nodes=2.0)
+    hard = explore("Qwen/Qwen3-8B", ["h100-sxm"], WORKLOAD, limits=budget)
+    watts, gpus = hard.columns["watts_per_gpu"], hard.columns["gpus"]
+    node = watts * np.minimum(gpus, 8.0)
+    close = np.isclose(watts, 400.0, rtol=1e-5) | np.isclose(node, 1500.0, rtol=1e-5)
+    np.testing.assert_array_equal(
+        hard.meets("gpu_watts")[~close], (watts <= 400)[~close]
+    )
+    np.testing.assert_array_equal(
+        hard.meets("node_watts")[~close], (node <= 1500)[~close]
+    )
+    soft = explore(
+        "Qwen/Qwen3-8B",
+        ["h100-sxm"],
+        WORKLOAD,
+        limits=budget,
+        soft=("gpu_watts", "node_watts", "rack_watts"),
+    )
+    assert soft.meets("gpu_watts").all()
+    excess = np.maximum(watts / 400.0, node / 1500.0)
+    excess = np.maximum(excess, watts * np.minimum(gpus, 16.0) / 1e4) - 1.0
+    np.testing.assert_allclose(
+        soft.columns["power_excess"], np.maximum(excess, 0.0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_at_load_requests_wait():
+    def asked(rate):
+        return explore(
+            "Qwen/Qwen3-8B",
+            ["h100-sxm"],
+            WORKLOAD,
+            max_gpus=1,
+            arrivals=Arrivals(requests_per_second=rate),
+            limits=Limits(ttft_p99_seconds=1.0),
+        )
+
+    calm, busy = asked(1.0), asked(20.0)
+    assert calm.feasible.sum() > busy.feasible.sum() > 0
+    assert (
+        busy.columns["seconds_to_first_token"] >= busy.columns["seconds_prefill"]
+    ).all()
+    assert exploring.ruled_out(busy)["rate"] > exploring.ruled_out(calm)["rate"]
+    first = exploring.best(busy, 1)[0]
+    served = busy.columns["output_tokens_per_second"][first]
+    assert served == pytest.approx(20.0 * 128.0, rel=1e-4)
+    with pytest.raises(ValueError, match="ttft p99: expected a rate of arrivals"):
+        explore("Qwen/Qwen3-8B", ["h100-sxm"], limits=Limits(ttft_p99_seconds=1.0))
+
+
+def test_ties_are_of_deployments_that_the_error_cannot_tell_apart(result):
+    rows = exploring.best(result, 8)
+    first = rows[0]
+    assert exploring.tied(result, first, first)
+    h100 = [i for i in rows if result.columns["gpu"][i] == result.columns["gpu"][first]]
+    differences = [
+        abs(
+            np.log(
+                result.columns["joules_per_output_token"][i]
+                / result.columns["joules_per_output_token"][first]
+            )
+        )
+        for i in h100
+    ]
+    scatter = result.requests[0].card.scatter["energy"]
+    for difference, other in zip(differences, h100, strict=True):
+        expected = difference < 1.2816 * scatter * (2.0 * (1.0 - 0.28)) ** 0.5
+        assert exploring.tied(result, first, other) == expected
+    l40s = next(
+        i for i in rows if result.columns["gpu"][i] != result.columns["gpu"][first]
+    )
+    if not result.requests[1].card.scatter:
+        assert exploring.tied(result, first, l40s) is None
+
+
+def test_a_recommendation_is_explained(result):
+    first, second, *_ = exploring.best(result, 2)
+    why = exploring.explain(result, first)
+    assert why.runner_up == second
+    assert why.margin >= 0.0
+    assert "tpot" in why.binds
+
+
+def test_the_front_of_more_objectives_holds_that_of_two(result):
+    names = ("seconds_per_output_token", "joules_per_output_token")
+    two = exploring.trade_off(result, names)
+    three = exploring.trade_off(result, (*names, "output_tokens_per_second"))
+    joules = result.columns["joules_per_output_token"]
+    assert joules[three].min() == joules[two].min()
+    assert three.size > two.size
+
+
+def test_a_broken_profile_names_kind_and_row(monkeypatch):
+    real = jaxlens.plans.prepare
+
+    def prepare(*arguments, **options):
+        asked = real(*arguments, **options)
+        chip = replace(asked.profile.chip, hbm_j_per_byte=float("nan"))
+        return replace(asked, profile=replace(asked.profile, chip=chip))
+
+    monkeypatch.setattr(jaxlens.plans, "prepare", prepare)
+    with pytest.raises(
+        ValueError, match=r"l40s: sweep: expected numbers, got NaN for .*'layout'"
+    ):
+        explore("Qwen/Qwen3-8B", ["l40s"], WORKLOAD, max_gpus=1)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -163,6 +372,18 @@ def test_a_deployment_can_be_asked_for_again(result):
         ({"ttft_seconds": -1.0}, "ttft: expected seconds above 0"),
         ({"tpot_seconds": float("nan")}, "tpot: expected seconds above 0"),
         ({"workload": Workload(prompt_tokens=-5.0)}, "prompt: expected a number"),
+        ({"limits": Limits(gpu_watts=-1.0)}, "gpu: expected watts above 0"),
+        ({"limits": Limits(rack_watts=1e4)}, "expected the number of nodes of a rack"),
+        ({"soft": ("cpu_watts",)}, "soft: expected of gpu_watts"),
+        ({"space": search_space(tp=32)}, "at most 16 GPUs, got none"),
+        (
+            {"space": search_space(gpu="l40s")},
+            "gpu: expected it in the space or beside",
+        ),
+        (
+            {"arrivals": Arrivals(requests_per_second=-1.0)},
+            "requests per second: expected",
+        ),
     ],
 )
 def test_bad_questions_say_what_is_wrong(given, message):
@@ -195,6 +416,68 @@ def test_the_command_prints_a_table(capsys):
     out = capsys.readouterr().out
     for words in ("J/token", "h100-sxm", "vllm serve", "no queueing"):
         assert words in out
+
+
+def test_the_command_takes_a_file_knobs_bounds_prices_and_load(capsys, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "model: Qwen/Qwen3-8B\ngpu: [h100-sxm, l40s]\ntensor_parallel: 1..2\n"
+        "pipeline_parallel: 1\nclock: 1.0GHz:1.9GHz:4\n"
+    )
+    given = ["explore", "--space", str(path), "--set", "sequences=8..64*2"]
+    given += ["--set", "power_cap=300W,none", "--where", "tp * dp <= 2", "--rate", "2"]
+    given += ["--ttft-p99", "2s", "--objective", "cost", "--kwh-price", "0.2"]
+    given += ["--gpu-price", "h100-sxm=2.5,l40s=1", "--carbon", "400", "--pue", "1.2"]
+    assert main([*given, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["kinds"] == ["h100-sxm", "l40s"]
+    best = content["best"][0]
+    assert best["tied_with_best"] is True
+    assert best["dollars_per_million_output_tokens"] > 0.0
+    assert best["grams_co2_per_million_output_tokens"] > 0.0
+    assert best["seconds_to_first_token_p99"] <= 2.0
+    assert content["why"]["runner_up"]["kind"] in content["kinds"]
+    assert main(given) == 0
+    out = capsys.readouterr().out
+    for words in ("$/M", "gCO2/M", "runner-up", "at 2 requests per second"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--set", "tensr_parallel=2"], "near: tensor_parallel"),
+        (["--set", "tp"], "expected KNOB=VALUES"),
+        (["--set", "tp=1", "--set", "tp=2"], "set tp: expected each knob once"),
+        (["--set", "clock=1.4"], "plain numbers are hertz"),
+        (["--set", "tp=8..1"], "low <= high"),
+        (["--set", "gpu=l40s"], "gpu: expected it once"),
+        (["--where", "tp *"], "expected a bound such as"),
+        (["--where", "wats_per_gpu <= 3"], "near: watts_per_gpu"),
+        (["--space", "none.yaml"], "expected a readable YAML file"),
+        (["--objective", "money"], "got 'money'"),
+        (["--objective", "ttft"], "expected a rate of arrivals"),
+        (["--gpu-price", "cheap"], "gpu price: expected a number"),
+        (["--gpu-price", "l40s=1"], "prices: expected one for h100-sxm"),
+        (["--carbon", "-3"], "grams co2 per kwh: expected a number from 0"),
+        (["--burstiness", "2"], "expected --rate beside it"),
+        (["--rack-power", "10kW"], "number of nodes of a rack"),
+        (
+            ["--set", "prompt=1..1000000", "--set", "output=1..1000000",
+             "--set", "chunk_tokens=1000..9000", "--full", "everything"],
+            "full output: expected at most",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_questions_are_one_line_with_the_cure(
+    capsys, given, words, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUESTION, *given]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1
+    assert words in captured.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_answer_is_one_line_and_exit_code_2(capsys):

@@ -1,27 +1,22 @@
 """Forward passes, clock curves and power caps: what calibration makes of them."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlens.calibration.clock_curves import (
     VoltageCurve,
-    bent,
     clock_curve_prediction,
     fit_voltage,
     voltage_at,
 )
-from jaxlens.calibration.forward.launches import expansions, launches_per_pass
-from jaxlens.calibration.forward.rows import eager_items, impossible
+from jaxlens.calibration.forward.rows import eager_items, impossible, prompts
 from jaxlens.calibration.forward.validation import predict_forward, shape_folds
 from jaxlens.calibration.powercaps import capped, stretch
 from jaxlens.calibration.raw_tables import from_records
 from jaxlens.calibration.scores import mape
 from jaxlens.calibration.tables import build_table, read_table
 from jaxlens.models import load_shape
-from jaxlens.power import voltage
 from jaxlens.profiles import load_chip
 from jaxlens.transformers import model
 from jaxlens.works import Work
@@ -50,7 +45,7 @@ def test_a_pass_multiplies_every_score_and_has_no_language_head():
     # GPT-2: 12 layers of 12 x 768^2 weights; scores and values 2 x 512 x 768 a token each.
     shape = load_shape("openai-community/gpt2")
     one = jnp.asarray([1.0])
-    asked = eager_items(model(shape), expansions(shape), one, 512.0 * one)
+    asked = eager_items(model(shape), prompts(one, 512.0 * one))
     flop = sum(
         float(jnp.sum(i.asks.flop * i.layers))
         for i in asked
@@ -61,8 +56,8 @@ def test_a_pass_multiplies_every_score_and_has_no_language_head():
 
 
 def test_a_norm_in_many_kernels_costs_the_host_more_launches():
-    norm_and_rotary = launches_per_pass(load_shape("Qwen/Qwen2-1.5B"))
-    plain = launches_per_pass(load_shape("facebook/opt-1.3b"))
+    norm_and_rotary = model(load_shape("Qwen/Qwen2-1.5B")).launches
+    plain = model(load_shape("facebook/opt-1.3b")).launches
     assert norm_and_rotary / 28.0 > 1.5 * plain / 24.0
 
 
@@ -88,16 +83,6 @@ def test_a_voltage_curve_is_found_again():
     found = fit_voltage(clock, volts, 1.41e9)
     assert found.knee_hz == pytest.approx(1.0e9, rel=0.01)
     assert voltage_at(clock, found, 1.41e9) == pytest.approx(volts, rel=2e-3)
-
-
-def test_a_bent_rise_meets_the_power_model_at_its_clock():
-    chip = dataclasses.replace(
-        load_chip("a100-pcie-40gb"), knee_hz=1.005e9, voltage_rise=0.288
-    )
-    clock = jnp.asarray(1.23e9)
-    found = voltage(clock, bent(chip, jnp.asarray(0.6), clock))
-    # x = 0.5556: 1 + 0.288 (0.4 x + 0.6 x^2) = 1.1173
-    assert float(found) == pytest.approx(1.1173, abs=2e-3)
 
 
 def test_a_cap_slows_what_goes_with_the_clock_only():

@@ -40,6 +40,19 @@ def test_voltage_is_flat_below_the_knee_and_as_given_at_boost():
     assert np.all(np.diff(jax.vmap(lambda f: voltage(f, CHIP))(clocks)) > 0.0)
 
 
+def test_a_bent_rise_starts_slowly_and_ends_where_a_straight_one_does():
+    bent = replace(CHIPS["a100-sxm-80gb"], knee_hz=1.0e9, boost_hz=1.4e9)
+    bent = replace(bent, voltage_rise=0.3, voltage_bend=0.6)
+    # x = 0.5: 1 + 0.3 (0.4 x + 0.6 x^2) = 1.105 below the straight 1.15
+    assert float(voltage(1.2e9, bent)) == pytest.approx(1.105, abs=1e-3)
+    assert float(voltage(1.4e9, bent)) == pytest.approx(1.3, abs=1e-6)
+    straight = replace(bent, voltage_bend=0.0)
+    assert float(voltage(1.2e9, straight)) == pytest.approx(1.15, abs=1e-3)
+    slope = jax.vmap(jax.grad(lambda f: voltage(f, bent)))(np.linspace(2e8, 1.5e9, 99))
+    assert np.all(np.isfinite(slope)) and np.all(slope >= 0.0)
+    assert np.isfinite(jax.grad(lambda f: voltage(f, bent))(bent.knee_hz))
+
+
 def test_an_idle_gpu_draws_its_idle_power():
     idle = Draw(
         seconds=1.0,

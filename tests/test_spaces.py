@@ -6,15 +6,18 @@ from hypothesis import strategies as st
 
 from jaxlens.spaces import (
     LARGEST_AXIS,
+    at,
     choices,
     coordinates,
     digits,
     grid,
     index,
     integers,
+    log_grid,
     point,
     powers_of_two,
     space,
+    tabled,
 )
 
 
@@ -87,3 +90,35 @@ def test_a_space_of_a_billion_of_billions_knows_its_size():
 def test_what_makes_no_space_says_so(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_log_grid_has_equal_ratios():
+    asked = space(log_grid("batch", 1.0, 1000.0, 4))
+    values = [point(asked, i)["batch"] for i in range(4)]
+    np.testing.assert_allclose(values, [1.0, 10.0, 100.0, 1000.0])
+    with pytest.raises(ValueError, match="expected 0 < low < high"):
+        log_grid("batch", 0.0, 10.0, 3)
+
+
+def test_listed_values_and_ranges_have_one_structure():
+    listed = tabled(choices("x", [1.0, 5.0, 7.0]))
+    ranged = tabled(grid("x", 1.0, 3.0, 1000))
+    assert jax.tree.structure(listed) == jax.tree.structure(ranged)
+    shapes = [jax.tree.map(np.shape, axis) for axis in (listed, ranged)]
+    assert shapes[0] == shapes[1]
+    assert point(space(ranged), 999) == pytest.approx({"x": 3.0})
+    assert decoded(space(ranged), 500, 1)["x"][0] == pytest.approx(2.001, rel=1e-4)
+
+
+def test_values_are_exact_on_the_host():
+    asked = space(choices("x", [0.1, 412.3]), grid("y", 1.0, 2.0, 3))
+    assert point(asked, 4) == {"x": 412.3, "y": 1.5}
+
+
+def test_one_configuration_is_a_space_of_the_same_structure():
+    asked = space(tabled(choices("x", [3.0, 1.0])), tabled(grid("y", 0.0, 1.0, 11)))
+    one = at(asked, 14)
+    assert one.size == 1
+    assert point(one, 0) == pytest.approx(point(asked, 14))
+    assert jax.tree.structure(one) == jax.tree.structure(asked)
+    assert decoded(one, 0, 1)["y"][0] == pytest.approx(0.3)

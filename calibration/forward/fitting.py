@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlens.calibration.fits import Fit, Options, fit, refit
-from jaxlens.calibration.forward.coefficients import (
-    eager_coefficients,
-    forward_parameters,
-)
+from jaxlens.calibration.forward.coefficients import forward_parameters
 from jaxlens.calibration.forward.prices import price
 from jaxlens.calibration.forward.rows import ForwardRows, forward_rows, usable
 from jaxlens.calibration.measured_tables import Table
-from jaxlens.calibration.parameters import Parameters, row_scores
+from jaxlens.calibration.parameters import Parameters, coefficients, row_scores
 
 OPTIONS = Options(noise=0.05, starts=1, steps=100)
 Progress = Callable[[str, float], None]
@@ -168,6 +165,6 @@ def predictions_at(task: ForwardProblem, scores: jax.Array) -> np.ndarray:
 
 
 def _logarithms(task: ForwardProblem, u: jax.Array) -> jax.Array:
-    chip, stack, eager = eager_coefficients(task.parameters, u)
-    said = price(task.rows, chip, stack, eager)
+    chip, stack = coefficients(task.parameters, u)
+    said = price(task.rows, chip, stack)
     return jnp.stack([jnp.log(said.seconds), jnp.log(said.joules)], axis=1)

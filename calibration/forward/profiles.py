@@ -7,15 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlens.calibration.forward.coefficients import EAGER, eager_coefficients
 from jaxlens.calibration.forward.fitting import ForwardFit
-from jaxlens.calibration.forward.predictions import PROVENANCE
-from jaxlens.calibration.parameters import SHARES, row_scores
+from jaxlens.calibration.parameters import SHARES, coefficients, row_scores
 from jaxlens.fitted_profiles import FittedProfile, FittedValue, save_profile
 from jaxlens.intervals import NORMAL_80
-
-# Fitted with a bent voltage curve, so it stays out of the straight one of a chip.
-BENT_ONLY = "chip.voltage_rise"
 
 
 def profiles(
@@ -32,17 +27,15 @@ def profiles(
     pairs = list(zip(labels["gpu"].tolist(), labels["stack"].tolist(), strict=True))
     known = fitted.problem.parameters
     with jax.enable_x64(True):
-        parts = eager_coefficients(known, row_scores(known, fitted.found.scores))
-        chip, stack, eager = (
-            {k: np.array(v) for k, v in vars(p).items()} for p in parts
-        )
+        parts = coefficients(known, row_scores(known, fitted.found.scores))
+        chip, stack = ({k: np.array(v) for k, v in vars(p).items()} for p in parts)
     values = {f"chip.{name}": leaf for name, leaf in chip.items()}
     values |= {f"stack.{name}": leaf for name, leaf in stack.items()}
     result = []
     for pair in dict.fromkeys(pairs):
         rows = np.array([other == pair for other in pairs])
         scatter = _scatter(np.log(left_out[rows] / fitted.problem.measured[rows]))
-        result.append(_profile(fitted, values, eager, pair, rows, report, scatter))
+        result.append(_profile(fitted, values, pair, rows, report, scatter))
     return result
 
 
@@ -59,18 +52,13 @@ def save_profiles(found: list[FittedProfile], folder: Path) -> list[Path]:
 def _profile(
     fitted: ForwardFit,
     values: dict[str, np.ndarray],
-    eager: dict[str, np.ndarray],
     pair: tuple[str, str],
     rows: np.ndarray,
     report: dict[str, Any],
     scatter: dict[str, float],
 ) -> FittedProfile:
     task, row = fitted.problem, int(np.flatnonzero(rows)[0])
-    names = [
-        name
-        for name in task.parameters.coefficients
-        if not name.startswith("eager.") and name != BENT_ONLY
-    ]
+    names = list(task.parameters.coefficients)
     covariance = _covariance(fitted, values, names, row)
     deviation = np.sqrt(np.diag(covariance))
     kept = {
@@ -81,8 +69,6 @@ def _profile(
     def layer(prefix: str) -> dict[str, FittedValue]:
         return {k[len(prefix) :]: v for k, v in kept.items() if k.startswith(prefix)}
 
-    costs = {name: _short(eager[name][row]) for name in EAGER}
-    costs["voltage_rise"] = _short(values[BENT_ONLY][row])
     used = sorted(set(task.labels["table"][rows].tolist()))
     tables = [task.tables[number] for number in used]
     return FittedProfile(
@@ -97,7 +83,6 @@ def _profile(
         covariance_names=tuple(names),
         covariance=tuple(_short(item) for item in covariance.ravel()),
         provenance={
-            PROVENANCE: costs,
             "tables": [f"{Path(t.source).name} sha256 {t.sha256[:16]}" for t in tables],
             "validation": _flat(report),
         },

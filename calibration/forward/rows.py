@@ -1,13 +1,12 @@
 """Measured forward passes as the steps that they ask of a GPU.
 
-A forward pass is the bare model: no language head and no sampling. Eager attention multiplies
-the whole square of scores: nothing skips what a causal mask hides.
+A forward pass is the bare model: no language head and no sampling.
 
 Measured: with the language head, eager fp32 passes of GPT-2 would exceed the fp32 peak of an
 A100 at its clock (EnergAIzer artifact, arXiv 2604.20105, 2026), and all errors grow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -15,12 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlens.calibration.forward.launches import (
-    PLAIN,
-    Expansion,
-    expansions,
-    launches_per_pass,
-)
 from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.stacked_steps import StackedStep, stacked_step
 from jaxlens.deployments import UNLIMITED, Deployment
@@ -33,7 +26,6 @@ from jaxlens.rooflines import seconds_per_flop
 from jaxlens.shapes import ModelShape
 from jaxlens.steps import Item, items
 from jaxlens.transformers import Model, model
-from jaxlens.works import Work
 
 Rows = Float[Array, " row"]
 
@@ -43,6 +35,7 @@ class ForwardRows:
     """Rows of forward tables, ready to be priced with any coefficients."""
 
     step: StackedStep
+    load: Load
     launches: Rows  # that the host makes in one pass
     clock_hz: Rows  # as measured or locked; UNLIMITED where not known
 
@@ -54,52 +47,44 @@ def forward_rows(tables: Sequence[Table]) -> ForwardRows:
     batch = np.concatenate([t["batch"] for t in tables]).astype(float)
     prompt = np.concatenate([t["prompt_tokens"] for t in tables]).astype(float)
     keys = list(zip(names.tolist(), formats.tolist(), strict=True))
+    load = prompts(jnp.asarray(batch), jnp.asarray(prompt))
     groups, order, launches = [], [], np.zeros(len(keys))
     for key in dict.fromkeys(keys):
         chosen = np.array([other == key for other in keys])
-        shape = _shape(*key)
+        described = model(_shape(*key))
         # Eager operations compile once per shape: every group sees all rows.
-        asked = eager_items(
-            model(shape), expansions(shape), jnp.asarray(batch), jnp.asarray(prompt)
-        )
+        asked = eager_items(described, load)
         groups.append((_picked(asked, chosen), int(chosen.sum())))
         order.append(np.flatnonzero(chosen))
-        launches[chosen] = launches_per_pass(shape)
+        launches[chosen] = float(described.launches)
     back = np.argsort(np.concatenate(order), kind="stable")
     step = jax.tree.map(lambda leaf: leaf[back], stacked_step(groups))
     clock = np.concatenate([_clock_hz(t) for t in tables])
     return ForwardRows(
-        step=step, launches=jnp.asarray(launches), clock_hz=jnp.asarray(clock)
+        step=step,
+        load=load,
+        launches=jnp.asarray(launches),
+        clock_hz=jnp.asarray(clock),
     )
 
 
-def eager_items(
-    description: Model,
-    expanded: Mapping[str, Expansion],
-    batch: Rows,
-    prompt: Rows,
-) -> list[Item]:
-    """Returns what a forward pass of `batch` prompts of `prompt` tokens asks for."""
-    blocks = tuple(
-        replace(block, sizes={**block.sizes, "causal": 0.0})
-        if "causal" in block.sizes
-        else block
-        for block in description.blocks
-        if block.label != "head"
+def prompts(batch: Rows, tokens: Rows) -> Load:
+    """Returns the load of a pass of `batch` prompts of `tokens` tokens each."""
+    return Load(
+        decode_sequences=0.0 * batch,
+        decode_context=0.0 * batch,
+        prefill_sequences=batch,
+        prefill_tokens=tokens,
+        prefill_past=0.0 * batch,
+        emitting=batch,
     )
-    load = Load(prefill_sequences=batch, prefill_tokens=prompt, emitting=batch)
+
+
+def eager_items(description: Model, load: Load) -> list[Item]:
+    """Returns what a forward pass with `load` asks for, operation by operation."""
+    blocks = tuple(block for block in description.blocks if block.label != "head")
     bare = replace(description, blocks=blocks)
-    asked = items(bare, Deployment(fused=False), load, ("prefill",))
-    return [_expanded(item, expanded.get(item.name, PLAIN)) for item in asked]
-
-
-def _expanded(item: Item, by: Expansion) -> Item:
-    """As many launches as `by` has kernels, which share its traffic."""
-    if not isinstance(item.asks, Work) or item.asks.role != "elementwise":
-        return item
-    traffic = item.asks.hbm_bytes * (by.passes / by.kernels)
-    asks = replace(item.asks, repeat="", hbm_bytes=traffic, activation_bytes=traffic)
-    return replace(item, layers=item.layers * by.kernels, asks=asks)
+    return items(bare, Deployment(fused=False), load, ("prefill",))
 
 
 def impossible(table: Table) -> np.ndarray:

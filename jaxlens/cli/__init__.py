@@ -7,14 +7,17 @@ from typing import Any
 import typer
 
 from jaxlens.cli import (
+    advise,
     calibrate,
     coreset,
     explore,
     gpus,
     measure,
     models,
+    overlap,
     predict,
     sensitivity,
+    shards,
     validate,
 )
 from jaxlens.cli.jax_settings import keep_compilations
@@ -57,9 +60,12 @@ def _register(name: str, command: Callable[..., Any], examples: str) -> None:
 
 _register("predict", predict.command, predict.EXAMPLES)
 _register("explore", explore.command, explore.EXAMPLES)
+_register("overlap", overlap.command, overlap.EXAMPLES)
+app.add_typer(advise.app, name="advise")
 _register("sensitivity", sensitivity.command, sensitivity.EXAMPLES)
 _register("models", models.command, models.EXAMPLES)
 _register("gpus", gpus.command, gpus.EXAMPLES)
+_register("shards", shards.command, shards.EXAMPLES)
 _register("validate", validate.command, validate.EXAMPLES)
 _register("calibrate", calibrate.command, calibrate.EXAMPLES)
 _register("coreset", coreset.command, coreset.EXAMPLES)

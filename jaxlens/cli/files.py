@@ -6,12 +6,15 @@ from typing import Any
 import typer
 
 from jaxlens.profile_values import near
+from jaxlens.recommendation_files import is_recommendation
+from jaxlens.recommendations import Recommendation, option_values, read
 
 
 def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
     """Takes the options in `path` as defaults of the command that is being parsed.
 
-    Keys are the long names of options, with hyphens or underscores.
+    Keys are the long names of options, with hyphens or underscores; a recommendation holds
+    the same in a form of its own.
     """
     if path is None or context.resilient_parsing:
         return path
@@ -22,7 +25,10 @@ def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
         if parameter.name not in ("defaults", "help")
     }
     defaults: dict[str, Any] = {}
-    for key, value in _mapping(path).items():
+    content = _mapping(path)
+    if is_recommendation(content):
+        content = option_values(path)
+    for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in by_name:
             raise ValueError(
@@ -38,6 +44,13 @@ def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
             defaults[by_name[name]] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def recommendation(path: Path | None) -> Recommendation | None:
+    """Returns the recommendation that options came from, if they came from one."""
+    if path is None or not is_recommendation(_mapping(path)):
+        return None
+    return read(path)
 
 
 def _mapping(path: Path) -> dict[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlens.cli.tables import scaled
 from jaxlens.deployments import UNLIMITED
-from jaxlens.exploring import ExploreResult, front, request
+from jaxlens.exploring import REASONS, ExploreResult, front, request
 
 if TYPE_CHECKING:
     from jaxlens.plots import Cloud
@@ -75,20 +75,16 @@ def _clouds(result: ExploreResult, latency: str, limit: str) -> "dict[str, Cloud
     from jaxlens.plots import Cloud
 
     fits = np.all(
-        [
-            result.meets(reason)
-            for reason in ("layout", "batch", "memory", "ttft", "tpot")
-            if reason != limit
-        ],
+        [result.meets(reason) for reason in REASONS if reason != limit],
         axis=0,
     )
     seconds = result.columns[latency]
     joules = result.columns["joules_per_output_token"]
     clouds = {}
-    for gpu, asked in enumerate(result.requests):
+    for gpu in range(len(result.plans)):
         dots = fits & (result.columns["gpu"] == gpu)
         best = front(result, latency, gpu, within_limits=False)
-        clouds[asked.card.chip] = Cloud(
+        clouds[result.labels[gpu]] = Cloud(
             seconds=seconds[dots],
             joules=joules[dots],
             front_seconds=seconds[best],

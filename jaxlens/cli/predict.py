@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxlens.answers import answer
+from jaxlens.cli.files import recommendation
 from jaxlens.cli.jax_settings import stay_on_cpu
 from jaxlens.cli.options import Json, ServingOptions, number, request, with_options
 from jaxlens.cli.tables import (
@@ -16,6 +17,8 @@ from jaxlens.cli.tables import (
     share,
 )
 from jaxlens.predictions import predict
+from jaxlens.recommendations import exact_estimate, reproduction
+from jaxlens.reproductions import Reproduction, as_content, said
 from jaxlens.requests import Request, check_memory, check_wall_plug
 from jaxlens.wall_plug import wall_plug
 
@@ -32,6 +35,8 @@ jaxlens predict openai/gpt-oss-120b --gpu b200-sxm --tp 2 --ep 2 -b 128 --json
 jaxlens predict ./config.json -g h200-sxm --weights fp8 --kv fp8 --clock 1410MHz
 
 jaxlens predict --from deployment.yaml --batch 32     (model, gpu, tp … from the file)
+
+jaxlens predict --from recommendation.yaml            (and whether its numbers still hold)
 """
 
 HEADLINES = (
@@ -99,7 +104,12 @@ def command(
     stay_on_cpu()
     asked = request(options)
     check_wall_plug(host_watts, pue)
-    estimate = predict(asked.model, asked.profile, asked.deployment, asked.workload)
+    recommended = recommendation(options.defaults)
+    estimate = (
+        predict(asked.model, asked.profile, asked.deployment, asked.workload)
+        if recommended is None
+        else exact_estimate(asked)
+    )
     if estimate.memory_slack_bytes < 0.0 and not allow_oversubscribed:
         _check_memory(asked)
     wall = None
@@ -110,10 +120,22 @@ def command(
             1.0 if pue is None else pue,
         )
     numbers = answer(asked, estimate, wall)
+    found = recommended and reproduction(recommended, asked, numbers)
+    if found is not None:
+        numbers["recommendation"] = as_content(found)
     if as_json:
         print_json(numbers)
     else:
         _show(asked, numbers)
+        if found is not None:
+            _print_recommendation(found)
+
+
+def _print_recommendation(found: Reproduction) -> None:
+    """Prints how the numbers compare with those of the file that was asked again."""
+    style = "green" if found.same else "yellow"
+    for line in said(found):
+        print_line(f"  {line}", style=style)
 
 
 def _check_memory(asked: Request) -> None:

@@ -1,0 +1,390 @@
+"""Options of `jaxlens explore`: what is tried, what must be met, what it costs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxlens.cli.options import number, option
+from jaxlens.comparisons import OBJECTIVES
+from jaxlens.declarations import SearchSpace
+from jaxlens.deployments import UNLIMITED, Workload
+from jaxlens.economics import Tariff, tariff
+from jaxlens.limits import BUDGETS, Limits
+from jaxlens.quantities import quantity
+from jaxlens.queueing import Arrivals
+from jaxlens.space_files import read_space, settings_space
+
+TRIED, TRAFFIC = "What is tried", "Traffic"
+LIMITS, MONEY, ANSWER = "Limits", "Money and carbon", "The answer"
+SHORT = {
+    "energy": "joules_per_output_token",
+    "tpot": "seconds_per_output_token",
+    "prefill": "seconds_prefill",
+    "ttft": "seconds_to_first_token",
+    "ttft-p99": "seconds_to_first_token_p99",
+    "watts": "watts_per_gpu",
+    "throughput": "output_tokens_per_second",
+    "throughput-per-gpu": "output_tokens_per_second_per_gpu",
+    "tokens-per-joule": "output_tokens_per_joule",
+    "wall-energy": "wall_joules_per_output_token",
+    "cost": "dollars_per_million_output_tokens",
+    "carbon": "grams_co2_per_million_output_tokens",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExploreOptions:
+    """A space of deployments, limits and prices, as given on the command line."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="HuggingFace id, or path of a config.json; or in the space.",
+            show_default=False,
+        ),
+    ] = None
+    gpu: Annotated[
+        str | None,
+        option("--gpu", "-g", help="Chip ids, with commas between them.", panel=TRIED),
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        option(
+            "--set",
+            help="Values of a knob; repeat for more knobs. See the end of this page.",
+            panel=TRIED,
+            metavar="KNOB=VALUES",
+        ),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        option(
+            "--where",
+            help="A bound between knobs and results, such as 'tp * pp <= 8' or "
+            "'watts_per_gpu * gpus < 5000'; may be repeated.",
+            panel=TRIED,
+            metavar="BOUND",
+        ),
+    ] = None
+    space: Annotated[
+        Path | None,
+        option(
+            "--space",
+            help="YAML or TOML file with knobs and their values; --set wins over it.",
+            panel=TRIED,
+            metavar="FILE",
+        ),
+    ] = None
+    max_gpus: Annotated[
+        int | None,
+        option(
+            "--max-gpus",
+            help="Most GPUs, all replicas together. Default: 16.",
+            panel=TRIED,
+            metavar="COUNT",
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        option("--weights", help="Format of weights, such as fp8.", panel=TRIED),
+    ] = None
+    kv: Annotated[
+        str | None, option("--kv", help="Format of the KV cache.", panel=TRIED)
+    ] = None
+    stack: Annotated[
+        str | None,
+        option(
+            "--stack",
+            help="Serving stack, id or TOML file. Default: vllm-0.11.",
+            panel=TRIED,
+        ),
+    ] = None
+    prompt: Annotated[
+        float,
+        number(
+            "--prompt",
+            help="Prompt tokens.",
+            panel=TRAFFIC,
+            metavar="TOKENS",
+            default="1024",
+        ),
+    ] = 1024.0
+    output: Annotated[
+        float,
+        number(
+            "--output",
+            help="Mean output tokens.",
+            panel=TRAFFIC,
+            metavar="TOKENS",
+            default="256",
+        ),
+    ] = 256.0
+    output_cv: Annotated[
+        float,
+        number(
+            "--output-cv",
+            help="Spread of output lengths: standard deviation / mean.",
+            panel=TRAFFIC,
+            metavar="SHARE",
+            default="0.5",
+        ),
+    ] = 0.5
+    rate: Annotated[
+        float | None,
+        number(
+            "--rate",
+            help="Requests per second that arrive: answers are then at that load.",
+            panel=TRAFFIC,
+            metavar="RATE",
+        ),
+    ] = None
+    burstiness: Annotated[
+        float,
+        number(
+            "--burstiness",
+            help="Squared variation of the gaps between arrivals; 1 is Poisson.",
+            panel=TRAFFIC,
+            metavar="RATIO",
+            default="1",
+        ),
+    ] = 1.0
+    prefill: Annotated[
+        str | None,
+        option(
+            "--prefill",
+            help="Limit on the time of one bare prefill, such as 500ms.",
+            panel=LIMITS,
+            metavar="TIME",
+        ),
+    ] = None
+    ttft: Annotated[
+        str | None,
+        option(
+            "--ttft",
+            help="Limit on the mean time to the first token, such as 1s: with --rate at "
+            "load, else of one bare prefill.",
+            panel=LIMITS,
+            metavar="TIME",
+        ),
+    ] = None
+    ttft_p99: Annotated[
+        str | None,
+        option(
+            "--ttft-p99",
+            help="Limit on the TTFT of 99 requests in 100; needs --rate.",
+            panel=LIMITS,
+            metavar="TIME",
+        ),
+    ] = None
+    tpot: Annotated[
+        str | None,
+        option(
+            "--tpot",
+            help="Limit on the mean time per output token, such as 50ms.",
+            panel=LIMITS,
+            metavar="TIME",
+        ),
+    ] = None
+    gpu_power: Annotated[
+        str | None,
+        option(
+            "--gpu-power",
+            help="Power budget of one GPU, such as 500W.",
+            panel=LIMITS,
+            metavar="POWER",
+        ),
+    ] = None
+    node_power: Annotated[
+        str | None,
+        option(
+            "--node-power",
+            help="Power budget of a node: its GPUs and their share of the host.",
+            panel=LIMITS,
+            metavar="POWER",
+        ),
+    ] = None
+    rack_power: Annotated[
+        str | None,
+        option(
+            "--rack-power",
+            help="Power budget of a rack, such as 40kW; needs --rack-nodes.",
+            panel=LIMITS,
+            metavar="POWER",
+        ),
+    ] = None
+    rack_nodes: Annotated[
+        float | None,
+        number("--rack-nodes", help="Nodes of a rack.", panel=LIMITS, metavar="COUNT"),
+    ] = None
+    soft_power: Annotated[
+        bool,
+        option(
+            "--soft-power",
+            help="Power budgets exclude nothing: what exceeds them says by how much.",
+            panel=LIMITS,
+        ),
+    ] = False
+    gpu_price: Annotated[
+        str | None,
+        option(
+            "--gpu-price",
+            help="Dollars per GPU-hour: 2.5 for all, or h100-sxm=2.5,b200-sxm=4.",
+            panel=MONEY,
+            metavar="PRICES",
+        ),
+    ] = None
+    kwh_price: Annotated[
+        float,
+        number(
+            "--kwh-price",
+            help="Dollars per kWh.",
+            panel=MONEY,
+            metavar="DOLLARS",
+            default="0",
+        ),
+    ] = 0.0
+    carbon: Annotated[
+        float,
+        number(
+            "--carbon",
+            help="Carbon intensity of the grid, gCO2 per kWh.",
+            panel=MONEY,
+            metavar="GRAMS",
+            default="0",
+        ),
+    ] = 0.0
+    host_watts: Annotated[
+        float,
+        number(
+            "--host-watts",
+            help="Watts of the server outside its GPUs, per GPU.",
+            panel=MONEY,
+            metavar="WATTS",
+            default="0",
+        ),
+    ] = 0.0
+    pue: Annotated[
+        float,
+        number(
+            "--pue",
+            help="Power usage effectiveness of the building.",
+            panel=MONEY,
+            metavar="RATIO",
+            default="1",
+        ),
+    ] = 1.0
+    objective: Annotated[
+        str,
+        option(
+            "--objective",
+            help=f"What to rank by: {', '.join(SHORT)}.",
+            panel=ANSWER,
+            metavar="NAME",
+        ),
+    ] = "energy"
+
+
+def declared(options: ExploreOptions) -> SearchSpace:
+    """Returns the space that the options declare; a flag and the space are not both."""
+    kinds = {
+        "model": options.model,
+        "gpu": options.gpu,
+        "weights": options.weights,
+        "kv": options.kv,
+        "stack": options.stack,
+    }
+    own = settings_space(options.settings or [], options.where or [], options.max_gpus)
+    flags = settings_space([f"{n}={v}" for n, v in kinds.items() if v is not None], [])
+    for name in flags.kinds:
+        if name in own.kinds:
+            raise ValueError(
+                f"{name}: expected it once, got it with --set and without; drop one."
+            )
+    filed = SearchSpace() if options.space is None else read_space(options.space)
+    return filed.joined(flags).joined(own)
+
+
+def workload(options: ExploreOptions) -> Workload:
+    """Returns the traffic that the options state."""
+    return Workload(
+        prompt_tokens=options.prompt,
+        output_tokens=options.output,
+        output_tokens_cv=options.output_cv,
+    )
+
+
+def arrivals(options: ExploreOptions) -> Arrivals | None:
+    """Returns how requests come in, if that is stated."""
+    if options.rate is None:
+        if options.burstiness != 1.0:
+            raise ValueError(
+                "burstiness: expected --rate beside it, got none; state it."
+            )
+        return None
+    return Arrivals(requests_per_second=options.rate, burstiness=options.burstiness)
+
+
+def limits(options: ExploreOptions) -> Limits:
+    """Returns the limits that the options state."""
+    given: dict[str, Any] = {
+        "prefill_seconds": _limit(options.prefill, "seconds", "prefill"),
+        "ttft_seconds": _limit(options.ttft, "seconds", "ttft"),
+        "ttft_p99_seconds": _limit(options.ttft_p99, "seconds", "ttft p99"),
+        "tpot_seconds": _limit(options.tpot, "seconds", "tpot"),
+        "gpu_watts": _limit(options.gpu_power, "watts", "gpu power"),
+        "node_watts": _limit(options.node_power, "watts", "node power"),
+        "rack_watts": _limit(options.rack_power, "watts", "rack power"),
+        "rack_nodes": UNLIMITED if options.rack_nodes is None else options.rack_nodes,
+    }
+    return Limits(**given)
+
+
+def soft(options: ExploreOptions) -> tuple[str, ...]:
+    """Returns the power budgets that exclude nothing."""
+    return BUDGETS if options.soft_power else ()
+
+
+def rates(options: ExploreOptions) -> Tariff | dict[str, Tariff]:
+    """Returns prices: the same for all GPUs, or by id."""
+
+    def at(price: float) -> Tariff:
+        return tariff(
+            dollars_per_gpu_hour=price,
+            dollars_per_kwh=options.kwh_price,
+            grams_co2_per_kwh=options.carbon,
+            host_watts=options.host_watts,
+            pue=options.pue,
+        )
+
+    prices = _prices(options.gpu_price)
+    if not isinstance(prices, dict):
+        return at(prices)
+    return {name: at(price) for name, price in prices.items()}
+
+
+def objective(options: ExploreOptions) -> str:
+    """Returns the quantity to rank by."""
+    name = SHORT.get(options.objective.lower(), options.objective)
+    if name not in OBJECTIVES:
+        raise ValueError(
+            f"objective: expected one of {', '.join(SHORT)}, got {options.objective!r}."
+        )
+    return name
+
+
+def _prices(text: str | None) -> float | dict[str, float]:
+    if text is None:
+        return 0.0
+    if "=" not in text:
+        return quantity(text, "", where="gpu price")
+    found = {}
+    for part in text.split(","):
+        name, _, price = part.partition("=")
+        found[name.strip()] = quantity(price, "", where=f"gpu price {name.strip()}")
+    return found
+
+
+def _limit(text: str | None, unit: str, where: str) -> float:
+    return UNLIMITED if text is None else quantity(text, unit, where=where)

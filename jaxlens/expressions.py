@@ -1,0 +1,195 @@
+"""Bounds between knobs, such as `tensor_parallel * pipeline_parallel <= 16`, as slacks.
+
+Numbers, names, + - * / %, min, max and brackets on both sides of <=, <, >=, > or ==, in
+chains and joined by `and`. A bound is a signed relative slack, negative where it is missed:
+
+    slack(a <= b) = (b - a) / max(|a|, |b|)
+"""
+
+import ast
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Scalar = Float[Array, ""] | float
+
+LONGEST = 500  # characters of one bound
+TOLERANCE = 1e-6  # relative: equal in float32
+MISSED = -1e-5  # slack of a strict bound at equality
+
+OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.Mod: lambda a, b: a - b * jnp.floor(a / b + TOLERANCE),
+}
+FUNCTIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "min": jnp.minimum,
+    "max": jnp.maximum,
+}
+COMPARISONS = (ast.LtE, ast.Lt, ast.GtE, ast.Gt, ast.Eq)
+GRAMMAR = "numbers, names, + - * / %, min(), max(), brackets, <= < >= > == and `and`"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound as it was written, and the names in it. Hashable: it is structure."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+def bound(
+    text: str, known: Iterable[str], aliases: Mapping[str, str] | None = None
+) -> Bound:
+    """Returns the bound that `text` states over the names in `known`.
+
+    Args:
+        text: Such as "tp * pp <= 16".
+        known: Names that may occur.
+        aliases: Other spellings, by the name that they stand for.
+
+    Raises:
+        ValueError: it is no bound, or has a name that does not exist.
+
+    >>> bound("2 * a <= b", ["a", "b"]).names
+    ('a', 'b')
+    """
+    where = f"where {text!r}"
+    tree = _parsed(text, where)
+    renamed = _Renamed(aliases or {}).visit(tree)
+    names = tuple(sorted({n.id for n in ast.walk(renamed) if isinstance(n, ast.Name)}))
+    allowed = [*known, *FUNCTIONS]
+    for name in names:
+        if name not in allowed:
+            near = get_close_matches(name, allowed, 3)
+            hint = f"near: {', '.join(near)}" if near else f"there are {_list(allowed)}"
+            raise ValueError(
+                f"{where}: expected names that exist, got {name!r}; {hint}."
+            )
+    used = tuple(name for name in names if name not in FUNCTIONS)
+    if not used:
+        raise ValueError(
+            f"{where}: expected at least one name; there are {_list(known)}."
+        )
+    return Bound(text=ast.unparse(renamed), names=used)
+
+
+def slack(bound: Bound, values: Mapping[str, Any]) -> Any:
+    """Returns the signed relative slack of a bound: negative where it is missed.
+
+    The least of its comparisons; infinite values count as missed. Scalars or arrays.
+    """
+    comparisons = _comparisons(_parsed(bound.text, bound.text))
+    found = [_compare(*parts, values) for parts in comparisons]
+    least = found[0]
+    for other in found[1:]:
+        least = jnp.minimum(least, other)
+    return jnp.where(jnp.isnan(least), -1.0, least)
+
+
+class _Renamed(ast.NodeTransformer):
+    def __init__(self, aliases: Mapping[str, str]) -> None:
+        self.aliases = aliases
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name(id=self.aliases.get(node.id, node.id), ctx=node.ctx)
+
+
+def _parsed(text: str, where: str) -> ast.expr:
+    try:
+        if len(text) > LONGEST:
+            raise ValueError(f"{where}: expected at most {LONGEST} characters.")
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(
+            f"{where}: expected a bound such as `tensor_parallel * pipeline_parallel "
+            f"<= 16`; it may have {GRAMMAR}."
+        ) from None
+    for left, _, right in _comparisons(tree, where):
+        for side in (left, right):
+            _check(side, where)
+    return tree
+
+
+def _comparisons(
+    tree: ast.expr, where: str = ""
+) -> list[tuple[ast.expr, ast.cmpop, ast.expr]]:
+    if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And):
+        return [part for value in tree.values for part in _comparisons(value, where)]
+    if not isinstance(tree, ast.Compare):
+        raise ValueError(
+            f"{where}: expected a comparison such as a <= b, got "
+            f"{ast.unparse(tree)!r}; it may have {GRAMMAR}."
+        )
+    sides = [tree.left, *tree.comparators]
+    parts = list(zip(sides, tree.ops, sides[1:], strict=False))
+    for _, operation, _ in parts:
+        if not isinstance(operation, COMPARISONS):
+            raise ValueError(
+                f"{where}: expected <=, <, >=, > or ==; no other compares."
+            )
+    return parts
+
+
+def _check(tree: ast.expr, where: str) -> None:
+    """Refuses everything that is not arithmetic."""
+    match tree:
+        case ast.Constant() if type(tree.value) in (int, float):
+            if math.isfinite(float(str(tree.value))):
+                return
+        case ast.Name():
+            return
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _check(operand, where)
+        case ast.BinOp(left=left, op=operation, right=right):
+            if type(operation) in OPERATORS:
+                _check(left, where)
+                return _check(right, where)
+        case ast.Call(func=ast.Name(id=name), args=[first, second], keywords=[]):
+            if name in FUNCTIONS:
+                _check(first, where)
+                return _check(second, where)
+    raise ValueError(f"{where}: expected only {GRAMMAR}, got {ast.unparse(tree)!r}.")
+
+
+def _compare(
+    left: ast.expr, operation: ast.cmpop, right: ast.expr, values: Mapping[str, Scalar]
+) -> Scalar:
+    first, second = _evaluated(left, values), _evaluated(right, values)
+    if isinstance(operation, ast.GtE | ast.Gt):
+        first, second = second, first
+    size = jnp.maximum(jnp.maximum(jnp.abs(first), jnp.abs(second)), 1e-30)
+    relative = (second - first) / size
+    if isinstance(operation, ast.Eq):
+        relative = -jnp.abs(relative)
+    if isinstance(operation, ast.Lt | ast.Gt):
+        return jnp.where(relative > TOLERANCE, relative, jnp.minimum(relative, MISSED))
+    return jnp.where(jnp.abs(relative) <= TOLERANCE, 0.0, relative)
+
+
+def _evaluated(tree: ast.expr, values: Mapping[str, Scalar]) -> Any:
+    match tree:
+        case ast.Constant():
+            return float(str(tree.value))
+        case ast.Name(id=name):
+            return values[name]
+        case ast.UnaryOp(op=operation, operand=operand):
+            value = _evaluated(operand, values)
+            return -value if isinstance(operation, ast.USub) else value
+        case ast.BinOp(left=left, op=operation, right=right):
+            sides = _evaluated(left, values), _evaluated(right, values)
+            return OPERATORS[type(operation)](*sides)
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return FUNCTIONS[name](*(_evaluated(a, values) for a in arguments))
+    raise AssertionError
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

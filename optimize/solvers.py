@@ -1,0 +1,347 @@
+"""Relaxed optima under limits, many lanes at once.
+
+Sequential quadratic programming with an augmented Lagrangian, in a trust region. With
+scaled objective f, slacks c >= 0 and multipliers m, the merit of a lane is
+
+    f(x) + sum psi(m - rho c(x)) / rho,   psi' = w = clip(m - rho c, 0, weight)
+
+A step minimises its model in a box: a damped BFGS curvature of f - m c, and slacks made linear.
+The multipliers are those of that model, found by the method of multipliers without looking at
+the function. A step costs one evaluation with gradient, and is kept if the merit falls. A soft
+limit is one whose multiplier is bounded by its weight.
+
+Source: J. Nocedal, S. Wright, "Numerical Optimization", 2nd ed., Springer 2006, chapters 4, 17
+and 18.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxlens.optimize.relaxations import Slopes
+
+FIRST_RADIUS = 0.3  # of the trust region, in coordinates
+FIRST_PENALTY = 10.0
+LARGEST_PENALTY = 1e8
+# Of the model's linear slacks, over its curvature: one for each round of multipliers.
+MODEL_PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
+HARD_WEIGHT = 1e6  # largest multiplier of a hard limit, scaled
+STEPS = 40
+SMALL_STEP = 1e-4  # coordinates: ends a lane that meets its limits
+SMALL_EXCESS = 1e-6  # a limit that is missed by less counts as met
+PATIENCE = 3  # small steps that do not help, until a lane gives up
+NEWTON_STEPS = 3  # on the model, for each of its rounds of multipliers
+SHORTENINGS = np.array([1.0, 0.5, 0.2, 0.05, 0.01, 0.0])
+
+Rows = Float[np.ndarray, "lane free"]
+# Gradients are asked for where coordinates can move.
+Look = Callable[[Rows, Int[np.ndarray, " lane"], Bool[np.ndarray, "lane free"]], Slopes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxed:
+    """Where each lane has ended: scaled objective, slacks and multipliers."""
+
+    coordinates: Rows
+    objective: Float[np.ndarray, " lane"]
+    slacks: Float[np.ndarray, "lane limit"]
+    multipliers: Float[np.ndarray, "lane limit"]
+    objective_slope: Rows
+    reduced_slope: Rows  # of f - m c: not zero where a bound holds a coordinate
+    converged: Bool[np.ndarray, " lane"]
+    steps: int
+
+    def excess(self, hard: Bool[np.ndarray, " limit"]) -> Float[np.ndarray, " lane"]:
+        """Returns by how much the worst hard limit is missed; 0 if none is."""
+        return excess(self.slacks, hard)
+
+
+def excess(
+    slacks: Float[np.ndarray, "lane limit"], hard: Bool[np.ndarray, " limit"]
+) -> Float[np.ndarray, " lane"]:
+    """Returns by how much each lane misses its worst hard limit; 0 if it misses none."""
+    worst = np.max(-slacks[:, hard], axis=1, initial=0.0)
+    return np.where(np.isnan(slacks[:, hard]).any(axis=1), np.inf, worst)
+
+
+def joined(first: Relaxed, second: Relaxed) -> Relaxed:
+    """Returns the lanes of both."""
+    arrays = {
+        name: np.concatenate([value, getattr(second, name)])
+        for name, value in vars(first).items()
+        if name != "steps"
+    }
+    return Relaxed(**arrays, steps=first.steps + second.steps)
+
+
+def relax(
+    look: Look,
+    starts: Rows,
+    lanes: Int[np.ndarray, " lane"],
+    low: Rows,
+    high: Rows,
+    weights: Float[np.ndarray, " limit"],
+    steps: int = STEPS,
+    warm: Float[np.ndarray, "lane limit"] | None = None,
+) -> Relaxed:
+    """Returns the optimum that each lane finds from its start, between `low` and `high`.
+
+    Args:
+        look: Objective, slacks and slopes at coordinates, for the given lanes alone.
+        starts: Coordinates to begin at.
+        lanes: What `look` is told of each lane.
+        low: Lowest coordinates; equal to `high` where one is fixed.
+        high: Highest coordinates.
+        weights: The largest multiplier of each limit: infinity if it is hard.
+        steps: Most steps of a lane.
+        warm: Multipliers to begin with, from a solution near by.
+    """
+    state = _State(look, starts, lanes, low, high, weights)
+    if warm is not None:
+        state.m = np.minimum(warm, state.weights)
+    taken = 0
+    while taken < steps and state.running.any():
+        state.advance()
+        taken += 1
+    return state.result(taken)
+
+
+class _State:
+    def __init__(self, look, starts, lanes, low, high, weights) -> None:
+        self.look, self.lanes = look, lanes
+        self.low, self.high = low, high
+        self.weights = np.minimum(weights, HARD_WEIGHT)
+        self.hard = np.isinf(weights)
+        count, free = starts.shape
+        self.x = np.clip(starts, low, high)
+        self.moves = high > low
+        self.at = look(self.x, lanes, self.moves)
+        self.m = np.zeros_like(self.at.slacks)
+        self.rho = np.full(count, FIRST_PENALTY)
+        self.curvature = np.repeat(np.eye(free)[None], count, axis=0)
+        self.radius = np.full(count, FIRST_RADIUS)
+        self.running = self._defined(self.at)
+        self.fresh = np.ones(count, bool)
+        self.converged = np.zeros(count, bool)
+        self.idle = np.zeros(count, int)
+
+    def advance(self) -> None:
+        run = np.flatnonzero(self.running)
+        x, at = self.x[run], _rows(self.at, run)
+        radius = self.radius[run, None]
+        step, m = _plan(
+            at,
+            self.curvature[run],
+            self.m[run],
+            self.weights,
+            np.maximum(self.low[run] - x, -radius),
+            np.minimum(self.high[run] - x, radius),
+        )
+        ahead = _model(at, self.curvature[run], step)
+        before, foreseen = self._foresee(run, at, ahead, m)
+        near = self.look(x + step, self.lanes[run], self.moves[run])
+        gain = before - self._merit(near, m, self.rho[run])
+        noise = 1e-13 * np.maximum(1.0, np.abs(before))
+        kept = self._defined(near) & (gain >= 1e-4 * foreseen - noise)
+        self._learn(run, step, at, near, m)
+        self._resize(run, step, np.where(kept, gain, -1.0), foreseen)
+        self._move(run, kept, x + step, near, m)
+        self._finish(run, kept, np.abs(step).max(axis=1, initial=0.0))
+
+    def result(self, taken: int) -> Relaxed:
+        w = np.where(self.at.slacks > SMALL_EXCESS, 0.0, self.m)
+        reduced = self.at.objective_slope - np.einsum(
+            "lm,lmf->lf", w, self.at.slack_slope
+        )
+        return Relaxed(
+            coordinates=self.x,
+            objective=self.at.objective,
+            slacks=self.at.slacks,
+            multipliers=w,
+            objective_slope=self.at.objective_slope,
+            reduced_slope=reduced,
+            converged=self.converged,
+            steps=taken,
+        )
+
+    def _foresee(self, run, at: Slopes, ahead: Slopes, m):
+        """The merit now, and how much of it the model takes away: never nothing.
+
+        Where it would, the penalty is too small for the change of multipliers.
+        """
+        for _ in range(4):
+            rho = self.rho[run]
+            before = self._merit(at, m, rho)
+            foreseen = before - self._merit(ahead, m, rho)
+            short = foreseen <= 0.0
+            if not short.any():
+                break
+            stiffer = np.minimum(10.0 * rho, LARGEST_PENALTY)
+            self.rho[run] = np.where(short, stiffer, rho)
+        return before, foreseen
+
+    def _merit(self, at: Slopes, m, rho):
+        pull = m - rho[:, None] * at.slacks
+        psi = _psi(pull, self.weights) - 0.5 * m * m
+        return at.objective + (psi / rho[:, None]).sum(axis=1)
+
+    def _defined(self, at: Slopes):
+        return (
+            np.isfinite(at.objective)
+            & np.isfinite(at.slacks).all(axis=1)
+            & np.isfinite(at.objective_slope).all(axis=1)
+            & np.isfinite(at.slack_slope).all(axis=(1, 2))
+        )
+
+    def _learn(self, run, step, at: Slopes, near: Slopes, w) -> None:
+        """BFGS, damped after Powell so that the curvature stays positive."""
+        change = near.objective_slope - at.objective_slope
+        change = change - np.einsum("lm,lmf->lf", w, near.slack_slope - at.slack_slope)
+        old = self.curvature[run]
+        bent = np.einsum("lfg,lg->lf", old, step)
+        along = np.einsum("lf,lf->l", step, bent)
+        seen = np.einsum("lf,lf->l", step, change)
+        usable = self._defined(near) & (along > 1e-16)
+        # The first pair says how large curvature is here.
+        first = usable & self.fresh[run] & (seen > 0.0)
+        size = np.einsum("lf,lf->l", step, step)
+        scale = np.clip(seen / np.maximum(size, 1e-300), 1e-2, 1e4)
+        blank = scale[:, None, None] * np.eye(step.shape[1])
+        old = np.where(first[:, None, None], blank, old)
+        self.fresh[run] &= ~first
+        bent = np.einsum("lfg,lg->lf", old, step)
+        along = np.maximum(np.einsum("lf,lf->l", step, bent), 1e-300)
+        short = seen < 0.2 * along
+        share = np.where(short, 0.8 * along / np.where(short, along - seen, 1.0), 1.0)[
+            :, None
+        ]
+        mixed = share * change + (1.0 - share) * bent
+        curved = np.maximum(np.einsum("lf,lf->l", step, mixed), 1e-300)
+        fresh = (
+            old
+            - bent[:, :, None] * bent[:, None] / along[:, None, None]
+            + mixed[:, :, None] * mixed[:, None] / curved[:, None, None]
+        )
+        good = usable & np.isfinite(fresh).all(axis=(1, 2))
+        self.curvature[run] = np.where(good[:, None, None], fresh, old)
+
+    def _resize(self, run, step, gain, foreseen) -> None:
+        length = np.abs(step).max(axis=1, initial=0.0)
+        ratio = gain / np.maximum(foreseen, 1e-300)
+        radius = self.radius[run]
+        wider = np.maximum(radius, np.minimum(1.0, 2.5 * length))
+        radius = np.where(ratio > 0.75, wider, radius)
+        self.radius[run] = np.where(
+            ratio < 0.1, np.minimum(0.3 * length, radius), radius
+        )
+
+    def _move(self, run, kept, x, near: Slopes, m) -> None:
+        to = run[kept]
+        old = excess(self.at.slacks[to], self.hard)
+        self.x[to] = x[kept]
+        self.m[to] = m[kept]
+        for name, value in vars(self.at).items():
+            value[to] = getattr(near, name)[kept]
+        slow = excess(self.at.slacks[to], self.hard) > np.maximum(0.5 * old, 1e-4)
+        stiffer = np.minimum(4.0 * self.rho[to], LARGEST_PENALTY)
+        self.rho[to] = np.where(slow, stiffer, self.rho[to])
+
+    def _finish(self, run, kept, length) -> None:
+        met = excess(self.at.slacks[run], self.hard) <= SMALL_EXCESS
+        small = length < SMALL_STEP
+        done = kept & small & met
+        self.converged[run] |= done
+        self.idle[run] = np.where(small, self.idle[run] + 1, 0)
+        stuck = (self.radius[run] < 1e-7) | (self.idle[run] >= PATIENCE)
+        self.running[run] &= ~(done | stuck)
+
+
+def _rows(at: Slopes, rows) -> Slopes:
+    return Slopes(**{name: value[rows] for name, value in vars(at).items()})
+
+
+def _psi(pull, weights):
+    """Integral of clip(pull, 0, weight): quadratic, then linear."""
+    inside = np.clip(pull, 0.0, weights)
+    return inside * (pull - 0.5 * inside)
+
+
+def _model(at: Slopes, curvature, step) -> Slopes:
+    """What the model says of objective and slacks after a step."""
+    bent = np.einsum("lf,lfg,lg->l", step, curvature, step)
+    rise = np.einsum("lf,lf->l", at.objective_slope, step)
+    return Slopes(
+        objective=at.objective + rise + 0.5 * bent,
+        slacks=at.slacks + np.einsum("lmf,lf->lm", at.slack_slope, step),
+        objective_slope=at.objective_slope,
+        slack_slope=at.slack_slope,
+    )
+
+
+def _plan(at: Slopes, curvature, m, weights, low, high):
+    """The best step of the model in a box, and the multipliers of its slacks."""
+    size = np.abs(curvature).max(axis=(1, 2), initial=0.0)
+    step = np.clip(np.zeros_like(low), low, high)
+    for penalty in MODEL_PENALTIES:
+        rho = penalty * (1.0 + size)[:, None]
+        step = _descend(at, curvature, m, rho, weights, step, low, high)
+        slacks = at.slacks + np.einsum("lmf,lf->lm", at.slack_slope, step)
+        m = np.clip(m - rho * slacks, 0.0, weights)
+    return step, m
+
+
+def _descend(at: Slopes, curvature, m, rho, weights, step, low, high):
+    """Newton steps on the coordinates that no bound holds, shortened where needed.
+
+    One direction knows the slacks that are used up now, another those at its end as well.
+    """
+    count, free = step.shape
+    for _ in range(NEWTON_STEPS if free else 0):
+        used = _used(at, m, rho, weights, step)
+        first = _newton(at, curvature, m, rho, weights, step, low, high, used)
+        end = np.clip(step + first, low, high)
+        later = used | _used(at, m, rho, weights, end)
+        second = _newton(at, curvature, m, rho, weights, step, low, high, later)
+        if max(np.abs(first).max(), np.abs(second).max()) < 1e-12:
+            break
+        away = np.concatenate([first[None], second[None]])
+        tried = step + SHORTENINGS[:, None, None, None] * away
+        tried = np.clip(tried.reshape(-1, count, free), low, high)
+        value = _values(at, curvature, m, rho, weights, tried)
+        step = tried[np.argmin(value, axis=0), np.arange(count)]
+    return step
+
+
+def _pull(at: Slopes, m, rho, step):
+    return m - rho * (at.slacks + np.einsum("lmf,lf->lm", at.slack_slope, step))
+
+
+def _used(at: Slopes, m, rho, weights, step):
+    """Which slacks the model has used up after a step."""
+    pull = _pull(at, m, rho, step)
+    return (pull > 0.0) & (pull < weights)
+
+
+def _newton(at: Slopes, curvature, m, rho, weights, step, low, high, used):
+    """A step to where the model is flat, with the limits in `used` as equations."""
+    jacobian = at.slack_slope
+    pull = _pull(at, m, rho, step)
+    w = np.where(used, pull, np.clip(pull, 0.0, weights))
+    rate = at.objective_slope + np.einsum("lfg,lg->lf", curvature, step)
+    rate = rate - np.einsum("lm,lmf->lf", w, jacobian)
+    bend = np.einsum("lm,lmf,lmg->lfg", rho * used, jacobian, jacobian) + curvature
+    held = ((step <= low) & (rate > 0.0)) | ((step >= high) & (rate < 0.0))
+    both = ~held[:, :, None] & ~held[:, None]
+    unit = np.eye(step.shape[1])
+    matrix = np.where(both, bend, 0.0) + np.where(both, 1e-12, 1.0) * unit
+    return np.linalg.solve(matrix, np.where(held, 0.0, -rate)[..., None])[..., 0]
+
+
+def _values(at: Slopes, curvature, m, rho, weights, steps):
+    """Merit of the model after each of several steps of each lane."""
+    pull = m - rho * (at.slacks + np.einsum("lmf,tlf->tlm", at.slack_slope, steps))
+    psi = (_psi(pull, weights) / rho).sum(axis=2)
+    bent = np.einsum("tlf,lfg,tlg->tl", steps, curvature, steps)
+    return np.einsum("tlf,lf->tl", steps, at.objective_slope) + 0.5 * bent + psi
