@@ -1,7 +1,7 @@
 """The whole of a calibration: read tables, fit, cross-validate, keep the result."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def _fingerprint(task: Problem, tables: Sequence[Table], options: Options) -> st
         task.evidence,
         [table.sha256 for table in tables],
         _folds(task).tolist(),
-        options,
+        replace(options, polish=0),  # more steps go on from where fewer ended
         known.scores,
         known.coefficients,
     )

@@ -123,7 +123,7 @@ def problem(
         "architecture": architectures(joined["model"].tolist()),
         **{
             name: np.asarray(joined[name]).astype(str)
-            for name in ("workload", "source")
+            for name in ("workload", "source", "prompt_tokens", "output_tokens")
             if name in joined.columns
         },
     }
@@ -200,7 +200,7 @@ def _descended(evidence: Evidence, options: Options) -> Array:
 
 def _polished(
     evidence: Evidence, weights: Array, state: Polish, options: Options, steps: int
-) -> tuple[Polish, Fit, Array]:
+) -> tuple[Polish, Fit, fits.Linear]:
     limits = fits.Limits(
         noise=options.noise, tolerance=options.tolerance, steps=jnp.asarray(steps)
     )
@@ -211,13 +211,32 @@ def _polished(
 @partial(jax.jit, compiler_options=STEP_COMPILE)
 def _polish(
     evidence: Evidence, weights: Array, limits: fits.Limits, state: Polish
-) -> tuple[Polish, Fit, Array]:
+) -> tuple[Polish, Fit, fits.Linear]:
     return fits.polish(evidence.residuals, evidence.parameters, weights, limits, state)
 
 
 def _on_host(tree: Any) -> Any:
     """Arrays as a checkpoint gives them back, so that a restart compiles the same."""
     return jax.tree.map(np.asarray, tree)
+
+
+def coefficient_variances(task: Problem, found: Fit, options: Options) -> np.ndarray:
+    """Returns the variance of each row's log predictions due to the scores, row x target.
+
+    g^T H^-1 g, with g the slopes in the scores that the row sees (Laplace).
+    """
+    begun = fits.begin(found.scores)
+    there = _polished(task.evidence, task.evidence.weights, begun, options, 0)[2]
+    known = task.evidence.parameters
+    slopes, owners = np.asarray(there.slopes), np.asarray(known.owners)
+    spread = np.linalg.inv(np.asarray(found.hessian))
+    result = np.zeros(slopes.shape[:2])
+    for group in range(owners.shape[1]):
+        rows = np.asarray(known.groups) == group
+        moves = owners[:, group][:, None] * np.asarray(known.selector)
+        seen = moves.T @ spread @ moves
+        result[rows] = np.einsum("rtc,cd,rtd->rt", slopes[rows], seen, slopes[rows])
+    return result
 
 
 def residuals_at(task: Problem, scores: Array) -> np.ndarray:
@@ -258,9 +277,8 @@ def cross_validate(
         seen: Any = np.asarray(folds != label, float)[:, None]
         weights = jnp.asarray(task.evidence.weights) * seen
         begun = fits.begin(start)
-        return np.asarray(
-            _polished(task.evidence, weights, begun, options, options.polish)[2]
-        )
+        there = _polished(task.evidence, weights, begun, options, options.polish)[2]
+        return np.asarray(there.residuals)
 
     while len(done) < len(labels):
         progress(FOLDS, len(done), len(labels), "")

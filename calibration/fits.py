@@ -76,7 +76,7 @@ class Polish:
 
 @pytree
 class Linear:
-    """Residuals at some scores and how they move, in units of the noise."""
+    """Residuals at some scores and how they move."""
 
     residuals: Float[Array, "row target"]
     slopes: Float[Array, "row target coefficient"]  # in the u of the row
@@ -228,8 +228,8 @@ def polish(
     weights: Array,
     limits: Limits,
     state: Polish,
-) -> tuple[Polish, Fit, Array]:
-    """Returns the polish after some steps more, its fit and the residuals there."""
+) -> tuple[Polish, Fit, Linear]:
+    """Returns the polish after some steps more, its fit, and the residuals there."""
     linear = partial(_linear, residuals, parameters, limits)
     last = state.count + limits.steps
 
@@ -263,7 +263,8 @@ def polish(
         last_decrease=end.state.decrease,
         gradient_norm=jnp.linalg.norm(gradient),
     )
-    return end.state, found, end.at.residuals * limits.noise
+    there = jax.tree.map(lambda leaf: leaf * limits.noise, end.at)
+    return end.state, found, there
 
 
 def _standing(parameters: Parameters, weights: Array, state: Polish) -> Standing:

@@ -50,6 +50,7 @@ SERVING: Mapping[str, Freedom] = {
             "sampling_watts",
             "host_step_seconds",
             "host_sequence_seconds",
+            "host_prompt_seconds",
             "host_gpu_seconds",
             "host_exposed",
             "collective_seconds",

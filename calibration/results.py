@@ -12,6 +12,7 @@ import numpy as np
 from jaxlens.calibration.calibrating import (
     CrossValidation,
     Problem,
+    coefficient_variances,
     error_report,
     residuals_at,
 )
@@ -20,6 +21,7 @@ from jaxlens.calibration.fits import Fit, Options
 from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.parameters import SHARES, coefficients, row_scores
 from jaxlens.fitted_profiles import FittedProfile, FittedValue, save_profile
+from jaxlens.intervals import TYPICAL
 
 WEAK = 0.5  # share of a prior's variance that must go for data to have spoken
 SILENT = 0.1  # share below which data say next to nothing
@@ -46,8 +48,11 @@ def profiles(
         "fit": reason(found, options),
         "seed": options.seed,
     }
+    variances = coefficient_variances(task, found, options)
     return [
-        _profile(task, found, validation, values, pair, np.array(pairs), shared)
+        _profile(
+            task, found, validation, values, pair, np.array(pairs), shared, variances
+        )
         for pair in dict.fromkeys(pairs)
     ]
 
@@ -60,6 +65,7 @@ def _profile(
     pair: tuple[str, str],
     pairs: np.ndarray,
     shared: Mapping[str, Any],
+    variances: np.ndarray,
 ) -> FittedProfile:
     rows = np.flatnonzero((pairs == np.array(pair)).all(axis=1))
     names = task.evidence.parameters.coefficients
@@ -92,6 +98,10 @@ def _profile(
         provenance={
             **shared,
             "ranges": _ranges(task, rows),
+            TYPICAL: {
+                name: _short(np.median(variances[rows, column]))
+                for column, name in enumerate(NAMES)
+            },
             "errors_left_out_architectures": _errors(task, left_out, rows),
             "errors_in_sample": _errors(
                 task, residuals_at(task, found.scores)[rows], rows
@@ -172,7 +182,12 @@ def _scatter(task: Problem, left_out: np.ndarray, rows: np.ndarray) -> dict[str,
 def _ranges(task: Problem, rows: np.ndarray) -> dict[str, list[float]]:
     layout = task.evidence.rows.deployments
     gpus = layout.tensor_parallel * layout.pipeline_parallel * layout.data_parallel
-    found = {"batch": layout.batch, "gpus": gpus}
+    found = {
+        "batch": layout.batch,
+        "gpus": gpus,
+        "prompt_tokens": np.asarray(task.labels["prompt_tokens"], float),
+        "output_tokens": np.asarray(task.labels["output_tokens"], float),
+    }
     return {
         name: [_short(np.asarray(v)[rows].min()), _short(np.asarray(v)[rows].max())]
         for name, v in found.items()

@@ -1,9 +1,11 @@
 """The estimate of one deployment as flat numbers by stable names."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jaxlens.caveats import notes
+from jaxlens.intervals import coefficient_variance
 from jaxlens.intervals import intervals as intervals_of
 from jaxlens.predictions import Estimate
 from jaxlens.requests import Request
@@ -36,9 +38,15 @@ OPERATIONS = (
 
 
 def answer(
-    request: Request, estimate: Estimate, wall: WallPlug | None = None
+    request: Request,
+    estimate: Estimate,
+    wall: WallPlug | None = None,
+    variance: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Returns an estimate as plain numbers in SI, with breakdown and provenance."""
+    """Returns an estimate as plain numbers in SI, with breakdown and provenance.
+
+    `variance` is that of `intervals.coefficient_variance`, found here where not given.
+    """
     numbers: dict[str, Any] = {name: float(getattr(estimate, name)) for name in NUMBERS}
     for name, value in numbers.items():
         if not math.isfinite(value):
@@ -53,7 +61,7 @@ def answer(
         for name, value in vars(wall).items():
             numbers[f"wall_plug_{name}"] = float(value)
         causes["host"] = numbers["wall_plug_joules_host_per_output_token"]
-    numbers |= intervals(request, estimate)
+    numbers |= intervals(request, estimate, variance)
     numbers["breakdown"] = {
         "joules_per_output_token_by_cause": causes,
         **{
@@ -69,12 +77,14 @@ def answer(
     return numbers
 
 
-def intervals(request: Request, estimate: Estimate) -> dict[str, list[float]]:
-    """Returns `{"joules_per_output_token_interval": [low, high], …}`.
-
-    Empty where the profile does not state how far its fit is off.
-    """
-    found = intervals_of(estimate, request.card)
+def intervals(
+    request: Request, estimate: Estimate, variance: Mapping[str, float] | None = None
+) -> dict[str, list[float]]:
+    """Returns `{"joules_per_output_token_interval": [low, high], …}`."""
+    if variance is None:
+        parts = request.model, request.profile, request.card
+        variance = coefficient_variance(*parts, request.deployment, request.workload)[1]
+    found = intervals_of(estimate, request.card, variance)
     return {
         f"{key}_interval": [float(low), float(high)]
         for key, (low, high) in found.items()

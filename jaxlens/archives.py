@@ -5,18 +5,19 @@ front every point is kept until it outgrows its capacity; from then on points in
 a grid are one, and a cell leaves out low bits, so it is a share of the value wide. Each time
 that the capacity is reached again, cells get twice as wide.
 
-Of a cell the point is kept that comes first by cell of the finest grid, then by value, then
-by index. It is on the exact front, and what is kept at one width follows from what is kept
-at any finer one: the result does not depend on the order of the points.
+Of a cell the point is kept that comes first in Morton order, of equal points the one of
+smallest index. It is on the exact front, and what is kept at one width follows from what is
+kept at any finer one: the result does not depend on the order of the points.
 
 Source (cells and their dominance): M. Laumanns, L. Thiele, K. Deb, E. Zitzler, "Combining
 convergence and diversity in evolutionary multiobjective optimization", Evolutionary
 Computation 10(3), 2002.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -101,58 +102,85 @@ def insert(
     column = jnp.arange(columns, dtype=jnp.int32)
     score = sum(key >> 3 for key in keys) & ~np.int32(rows - 1)
 
-    def none() -> Bool[Array, " point"]:
-        return jnp.zeros(count, bool)
-
-    def offer(carry: tuple[Archive, Bool[Array, " point"]]) -> Any:
-        archive, left = carry
+    def offer(archive: Archive, left: Bool[Array, " point"]) -> Any:
         ranked = jnp.where(left, score, ABSENT).reshape(rows, columns)
         best = jnp.min(jnp.where(ranked < ABSENT, ranked | row, ABSENT), axis=0)
         chosen = (best & np.int32(rows - 1)) * columns + column
-        # Where a column has nothing left, a point that comes again: it beats itself.
         offered = jnp.where(best < ABSENT, keys[:, chosen], ABSENT)
         found, changed = _offered(archive, epsilon_shift, offered, high, low[chosen])
-        left = left.at[jnp.where(best < ABSENT, chosen, count)].set(False, mode="drop")
-        again = changed & jnp.any(left)
-        left &= ~lax.cond(again, lambda: _discarded(found, epsilon_shift, keys), none)
-        return found, left
+        place = jnp.where(best < ABSENT, chosen, count)
+        return found, left.at[place].set(False, mode="drop"), changed
 
-    left = (keys[0] < ABSENT) & ~_discarded(archive, epsilon_shift, keys)
-    return lax.while_loop(lambda carry: jnp.any(carry[1]), offer, (archive, left))[0]
+    def turn(carry: tuple[Archive, Bool[Array, " point"], Bool[Array, ""]]) -> Any:
+        archive, left, changed = carry
+
+        def discarded() -> Bool[Array, " point"]:
+            before = _before(archive, high, low[0])
+            return _discarded(archive, epsilon_shift, keys, before, low)
+
+        left &= ~lax.cond(changed, discarded, lambda: jnp.zeros(count, bool))
+        none = jnp.zeros((), bool)
+        return lax.cond(
+            jnp.any(left), lambda: offer(archive, left), lambda: (archive, left, none)
+        )
+
+    everything = (archive, keys[0] < ABSENT, jnp.ones((), bool))
+    return lax.while_loop(lambda carry: jnp.any(carry[1]), turn, everything)[0]
 
 
-def _discarded(archive: Archive, epsilon_shift: Any, keys: Keys) -> Any:
+def _before(archive: Archive, high: Any, low: Any) -> Int[Array, " point"]:
+    """Low parts of indices, -1 for those before the first of a block."""
+    earlier = (archive.high < high) | (archive.low < low)
+    return jnp.where(earlier, -1, archive.low)
+
+
+def _discarded(
+    archive: Archive, epsilon_shift: Any, keys: Keys, before: Any, low: Any
+) -> Bool[Array, " point"]:
     """Whether the table shows a point of the front that is nowhere worse.
 
     Of points in one cell it can only tell that they are in one: then the hash finds the
-    point of the front, and the two are compared.
+    point of the front, and the two are compared. `before` are low parts of the indices of
+    the front. On an exact front only equal points are in one cell, and those that come
+    from earlier blocks win.
     """
     shift = shift_of(archive.level, epsilon_shift)
     floors = (keys >> shift) << shift
-    cell = tuple(
-        jnp.searchsorted(edges, key, side="right", method="scan_unrolled")
-        for edges, key in zip(archive.edges, floors[:-1], strict=True)
-    )
-    below = archive.table[cell] <= floors[-1]
+    search = partial(jnp.searchsorted, side="right", method="scan_unrolled")
+    cell = jax.vmap(search)(archive.edges, floors[:-1])
+    below = archive.table[tuple(cell)] <= floors[-1]
 
-    def unless_better() -> Any:
+    def unless_better() -> Bool[Array, " point"]:
         slot = archive.slots[_hash(keys >> shift, archive.slots.size)]
-        rival = archive.keys[:, jnp.maximum(slot, 0)]
+        place = jnp.maximum(slot, 0)
+        rival = archive.keys[:, place]
         together = jnp.all((rival >> shift) == (keys >> shift), axis=0)
-        before = _first(rival, keys, jnp.ones((), bool), epsilon_shift)
-        other = (slot >= 0) & (~together | before)
+        first = _first(rival, keys, before[place] < low)
+        other = (slot >= 0) & (~together | first)
         return below & ((slot == NO_SLOT) | other)
 
-    return lax.cond(archive.level == 0, lambda: below, unless_better)
+    sure = (archive.level == 0) & jnp.all(before < 0)
+    return lax.cond(sure, lambda: below, unless_better)
 
 
-def _first(a: Keys, b: Keys, tie: Any, epsilon_shift: Any) -> Any:
-    """Whether `a` comes before `b`: by finest cell, then by value, then by `tie`."""
-    cells = zip(a >> epsilon_shift, b >> epsilon_shift, strict=True)
-    first = tie
-    for x, y in reversed([*cells, *zip(a, b, strict=True)]):
-        first = (x < y) | ((x == y) & first)
-    return first
+def _first(a: Keys, b: Keys, tie: Any) -> Any:
+    """Whether `a` comes before `b` in Morton order, the order of interleaved bits.
+
+    The objective decides whose highest different bit is highest, of several the first.
+    What is nowhere above in cells of any width then comes first. `tie` is for equal points.
+    """
+    most = _as_unsigned(a[0] ^ b[0])
+    first = a[0] < b[0]
+    for x, y in zip(a[1:], b[1:], strict=True):
+        other = _as_unsigned(x ^ y)
+        higher = (most < other) & (most < (most ^ other))
+        first = jnp.where(higher, x < y, first)
+        most = jnp.where(higher, other, most)
+    return first | ((most == 0) & tie)
+
+
+def _as_unsigned(bits: Int[Array, "..."]) -> Any:
+    return lax.bitcast_convert_type(bits, jnp.uint32)
 
 
 def _hash(cells: Keys, size: int) -> Int[Array, " point"]:
@@ -168,14 +196,15 @@ def _offered(
 ) -> tuple[Archive, Bool[Array, ""]]:
     """The front with some points more, and whether any of them is new to it."""
     kept = (archive.level, epsilon_shift)
-    beaten = _beaten(keys, archive.keys, True, *kept)
+    before = _before(archive, high, jnp.min(low))
+    beaten = _beaten(keys, archive.keys, low, before, *kept)
     alive = (keys[0] < ABSENT) & ~beaten
 
     def merge() -> Archive:
         new = jnp.where(alive, keys, ABSENT)
         mutual = _beaten_mutually(new, low[:, None] < low[None], *kept)
         new = jnp.where(mutual, ABSENT, new)
-        old_beaten = _beaten(archive.keys, new, False, *kept)
+        old_beaten = _beaten(archive.keys, new, before, low, *kept)
         joined = jnp.concatenate(
             [
                 jnp.where(old_beaten, ABSENT, archive.keys),
@@ -191,23 +220,26 @@ def _offered(
     return lax.cond(changed, merge, lambda: archive), changed
 
 
-def _beaten(points: Keys, by: Keys, tie: Any, level: Any, epsilon_shift: Any) -> Any:
+def _beaten(
+    points: Keys, by: Keys, low: Any, by_low: Any, level: Any, epsilon_shift: Any
+) -> Bool[Array, " point"]:
     """Whether some of `by` is nowhere worse than each of `points`, in cells.
 
-    In one cell the one that comes first wins; of equal points `by` does if `tie`. No two
-    of `by` are in one cell.
+    In one cell the one that comes first wins, of equal points that of smaller index. No
+    two of `by` are in one cell.
     """
 
     def exact() -> Any:
         below, above = _compared(points, by)
-        return jnp.any(below if tie else below & ~above, axis=0)
+        return jnp.any(below & (~above | (by_low[:, None] < low[None])), axis=0)
 
     def in_cells() -> Any:
         shift = shift_of(level, epsilon_shift)
         below, above = _compared(points >> shift, by >> shift)
         place = jnp.arange(by.shape[1], dtype=jnp.int32)[:, None]
         rival = jnp.max(jnp.where(below & above, place, -1), axis=0)
-        ahead = _first(by[:, jnp.maximum(rival, 0)], points, tie, epsilon_shift)
+        slot = jnp.maximum(rival, 0)
+        ahead = _first(by[:, slot], points, by_low[slot] < low)
         return jnp.any(below & ~above, axis=0) | ((rival >= 0) & ahead)
 
     return lax.cond(level == 0, exact, in_cells)
@@ -223,7 +255,7 @@ def _beaten_mutually(keys: Keys, earlier: Any, level: Any, epsilon_shift: Any) -
     def in_cells() -> Any:
         shift = shift_of(level, epsilon_shift)
         below, above = _compared(keys >> shift, keys >> shift)
-        ahead = _first(keys[:, :, None], keys[:, None], earlier, epsilon_shift)
+        ahead = _first(keys[:, :, None], keys[:, None], earlier)
         return jnp.any(below & (ahead | ~above), axis=0)
 
     return lax.cond(level == 0, exact, in_cells)
@@ -263,8 +295,7 @@ def _compact(
     floors = jnp.where(front < ABSENT, (front >> shift) << shift, ABSENT)
 
     def moved() -> Int[Array, "leading edge"]:
-        count = archive.edges.shape[1]
-        return jnp.stack([_edges(key, count) for key in floors[:-1]])
+        return _edges(floors[:-1], archive.edges.shape[1])
 
     turn = (archive.changes % EDGE_TURN == 0) | (level != archive.level)
     edges = lax.cond(turn, moved, lambda: archive.edges)
@@ -280,26 +311,27 @@ def _compact(
     )
 
 
-def _edges(keys: Int[Array, " point"], count: int) -> Int[Array, " edge"]:
-    """Some of the different keys, first and last among them, or all if they are few."""
-    rising = jnp.sort(keys)
-    again = jnp.concatenate([jnp.zeros(1, bool), rising[1:] == rising[:-1]])
-    different = jnp.sort(jnp.where(again, ABSENT, rising))
-    last = jnp.maximum(jnp.sum(different < ABSENT, dtype=jnp.int32) - 1, 0)
-    step = jnp.arange(count, dtype=jnp.int32)
+def _edges(keys: Keys, count: int) -> Int[Array, "objective edge"]:
+    """Some different keys of each row, first and last among them, all if they are few."""
+    rising = jnp.sort(keys, axis=1)
+    again = jnp.zeros_like(rising, bool)
+    again = again.at[:, 1:].set(rising[:, 1:] == rising[:, :-1])
+    different = jnp.sort(jnp.where(again, ABSENT, rising), axis=1)
+    last = jnp.sum(different < ABSENT, axis=1, dtype=jnp.int32)[:, None] - 1
+    step = jnp.arange(count, dtype=jnp.int32)[None]
     spread = (step * last + (count - 1) // 2) // (count - 1)
-    return different[jnp.where(last < count, jnp.minimum(step, last + 1), spread)]
+    chosen = jnp.where(last < count, jnp.minimum(step, last + 1), spread)
+    chosen = jnp.clip(chosen, 0, keys.shape[1] - 1)
+    return jnp.take_along_axis(different, chosen, axis=1)
 
 
 def _table(front: Keys, edges: Int[Array, "leading edge"]) -> Int[Array, "..."]:
     """Least key of the last objective among points nowhere above each edge."""
     leading, count = edges.shape
-    cell = tuple(
-        jnp.searchsorted(edge, key, side="left") + 1
-        for edge, key in zip(edges, front[:-1], strict=True)
-    )
+    search = partial(jnp.searchsorted, side="left", method="scan_unrolled")
+    cell = jax.vmap(search)(edges, front[:-1]) + 1
     table = jnp.full((count + 1,) * leading, ABSENT)
-    table = table.at[cell].min(front[-1], mode="drop")
+    table = table.at[tuple(cell)].min(front[-1], mode="drop")
     for axis in range(leading):
         table = lax.cummin(table, axis=axis)
     return table

@@ -16,10 +16,10 @@ from jaxlens.device_layouts import Layout
 from jaxlens.limits import REASONS, Limits
 from jaxlens.plans import Plan
 from jaxlens.predictions import Estimate, predict
+from jaxlens.questions import FIELDS, knobs_at
 from jaxlens.queueing import Arrivals
 from jaxlens.requests import Request
 from jaxlens.surveys import Survey
-from jaxlens.sweeps import FIELDS, knobs_at
 
 # Quantity to rank by, and the sign that makes less of it better.
 OBJECTIVES: Mapping[str, float] = {

@@ -15,8 +15,8 @@ from jaxlens.deployments import UNLIMITED
 from jaxlens.device_layouts import DEGREES, LAYOUT_NAMES
 from jaxlens.expressions import Bound, bound
 from jaxlens.knob_values import Values, choices, parsed
+from jaxlens.questions import CHIP_NAMES, FIELDS, KNOBS, RESULTS
 from jaxlens.requests import MOST_GPUS, RANGES
-from jaxlens.sweeps import CHIP_NAMES, FIELDS, KNOBS, RESULTS
 
 # Knobs by name: the unit in which text may give them.
 UNITS: Mapping[str, str] = {

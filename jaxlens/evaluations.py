@@ -14,6 +14,7 @@ from jaxlens.streams import Groups, Keep, Objective, stream
 from jaxlens.surveys import Survey
 from jaxlens.sweeps import outcome, sweep
 
+MOST_STREAMED = 10**12  # days, at millions a second
 WHOLE_SIZE = 2**20  # deployments that are kept whole by default: 200 MB
 FRONT = ("seconds_per_output_token", "seconds_prefill", "joules_per_output_token")
 TOP = 64
@@ -59,9 +60,15 @@ def streamed(
         checkpoint: Folder for what is known, so that a stream that is killed goes on.
 
     Raises:
-        ValueError: a result is NaN; the message names kind and configuration.
+        ValueError: there are too many, or a result is NaN; the message names kind and
+            configuration.
     """
     total, before = sum(plan.size for plan in plans), 0
+    if total > MOST_STREAMED:
+        raise ValueError(
+            f"space: expected at most {MOST_STREAMED:.0e} deployments, got {total:.3g}; "
+            f"list fewer values of {', '.join(_longest(plans))}."
+        )
     parts, surveys = [], []
     for position, plan in enumerate(plans):
 
@@ -137,6 +144,12 @@ def check_full(
     """Raises `ValueError` with the size of all deployments unless there is room."""
     rows = sum(plan.size for plan in plans)
     check_room(rows, SMALLEST_ROW_BYTES, folder, most_bytes)
+
+
+def _longest(plans: Sequence[Plan], count: int = 3) -> list[str]:
+    """The axes of most values, longest first."""
+    axes = sorted(plans[0].space.axes, key=lambda axis: -float(axis.count))
+    return [axis.name for axis in axes[:count]]
 
 
 def _keep(plan: Plan, objective: Objective) -> Keep:

@@ -17,7 +17,7 @@ from jaxlens.evaluations import write_full as write_full
 from jaxlens.limits import REASONS as REASONS
 from jaxlens.limits import Limits
 from jaxlens.plans import Plan, Tariffs, plans
-from jaxlens.queueing import Arrivals
+from jaxlens.queueing import Arrivals, check_arrivals
 from jaxlens.rankings import LAYOUT as LAYOUT
 from jaxlens.rankings import best as best
 from jaxlens.rankings import best_of_each_gpu as best_of_each_gpu
@@ -185,18 +185,11 @@ def _check_arrivals(objective: str, limits: Limits, arrivals: Arrivals | None) -
                 f"without queueing there is the bare prefill time alone."
             )
         return
-    ranges = {
-        "requests_per_second": (1e-6, 1e7),
-        "burstiness": (0.1, 1e3),
-        "prompt_tokens_cv": (0.0, 10.0),
-    }
-    for name, (low, high) in ranges.items():
-        value = float(getattr(arrivals, name))
-        if not low <= value <= high:
-            words = name.replace("_", " ")
-            raise ValueError(
-                f"{words}: expected a number from {low:g} to {high:g}, got {value:g}."
-            )
+    if not float(check_arrivals(arrivals).requests_per_second) > 0.0:
+        raise ValueError(
+            "arrivals: expected requests per second above 0, got 0; leave the rate out "
+            "for a deployment whose sequences are always in flight."
+        )
 
 
 def _check_prices(objective: str, planned: tuple[Plan, ...]) -> None:

@@ -246,8 +246,7 @@ def condense(
     epsilon_shift: int,
 ) -> Front:
     """Returns the front of some points, coarser than `level` if they are too many."""
-    ranks = (index, *keys[::-1], *(keys >> epsilon_shift)[::-1])
-    order = np.lexsort(ranks)
+    order = np.lexsort((index, *_interleaved(keys)))
     keys, index = keys[:, order], index[order]
     while True:
         shift = int(shift_of(level, epsilon_shift))
@@ -256,6 +255,19 @@ def condense(
             break
         level += 1
     return Front(keys[:, chosen][:, :capacity], index[chosen][:capacity], level)
+
+
+def _interleaved(keys: Int[np.ndarray, "objective point"]) -> list[np.ndarray]:
+    """Morton order as numbers: of the low bits, then of the high ones."""
+    bits = keys.astype(np.int64) + 2**31
+    words = []
+    for lowest in (0, 16):
+        word = np.zeros(keys.shape[1], np.uint64)
+        for plane in reversed(range(lowest, lowest + 16)):
+            for row in bits:
+                word = (word << np.uint64(1)) | ((row >> plane) & 1).astype(np.uint64)
+        words.append(word)
+    return words
 
 
 def _join_fronts(a: Front, b: Front, capacity: int, epsilon_shift: int) -> Front:

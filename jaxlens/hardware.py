@@ -87,6 +87,7 @@ class Stack:
     sampling_seconds_per_logit: Scalar
     host_step_seconds: Scalar  # CPU time of one engine step ...
     host_sequence_seconds: Scalar  # ... per running sequence
+    host_prompt_seconds: Scalar  # ... per prompt that a step carries
     host_gpu_seconds: Scalar  # ... per GPU that is driven
     host_exposed: (
         Scalar  # 0: the slower of host and GPU hides the other; 1: they add up

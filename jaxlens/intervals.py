@@ -31,8 +31,8 @@ SCATTER = {
 TYPICAL = "coefficient_variance"  # in a profile's provenance: on the runs of the fit
 # Measured: scatter of runs on a chip that the fit has not seen, and of runs of an architecture
 # that it has not seen; ML.ENERGY leaderboard v2 and v3 (2025), Memory Gap (arXiv 2503.08311).
-TRANSFER = {"energy": 0.20, "latency": 0.25}
-UNSEEN = {"energy": 0.13, "latency": 0.15}
+TRANSFER = {"energy": 0.21, "latency": 0.21}
+UNSEEN = {"energy": 0.14, "latency": 0.13}
 
 
 def intervals(
@@ -48,7 +48,9 @@ def intervals(
     """
     result = {}
     for quantity, name in SCATTER.items():
-        factor = math.exp(NORMAL_80 * deviation(card, name, (variance or {}).get(quantity)))
+        factor = math.exp(
+            NORMAL_80 * deviation(card, name, (variance or {}).get(quantity))
+        )
         value = float(getattr(estimate, quantity))
         result[quantity] = (value / factor, value * factor)
     return result

@@ -11,9 +11,9 @@ sequences that may run, x (O - 1 + chunks) <= slots, and the token budget of a s
 x (L + O - 1) <= budget. The capacity is x_max / t(x_max).
 
 Sources: J. Little, "A Proof for the Queuing Formula L = lambda W", Operations Research 9(3),
-1961. Crowding: Cohen, "The Multiple Phase Service Network with Generalized Processor Sharing",
-Acta Informatica 12, 1979: servers whose speed depends on how many they serve, insensitive to the
-distribution of work. A step of a + b B makes the number of sequences negative binomial.
+1961; J. Cohen, "The Multiple Phase Service Network with Generalized Processor Sharing", Acta
+Informatica 12, 1979: with a speed that depends on how many are served, their number does not
+depend on the distribution of work. A step of a + b B makes it negative binomial.
 """
 
 import jax.numpy as jnp

@@ -16,10 +16,10 @@ from jaxlens.economics import Tariff
 from jaxlens.expressions import Bound
 from jaxlens.knob_values import Values, axis
 from jaxlens.limits import BUDGETS, Limits
+from jaxlens.questions import FIELDS, Question, deployment_space, question
 from jaxlens.queueing import Arrivals
 from jaxlens.requests import Request, has_network, prepare
 from jaxlens.spaces import Axis, Space
-from jaxlens.sweeps import FIELDS, Question, deployment_space, question
 
 DEFAULT_MAX_GPUS = 16
 OWN_FORMAT = "checkpoint"  # weights and cache as published

@@ -27,7 +27,7 @@ SOFT_TOP = 1.0 / (1.0 + (1.0 + KNEE_SOFTNESS) ** 0.5)  # so that boost is at 1
 CAP_SOFTNESS = 1e-4
 LOWEST_SLOWDOWN = 0.1
 HIGHEST_SPEEDUP = 2.0
-NEWTON_STEPS = 4
+NEWTON_STEPS = 4  # before the one that is differentiated
 
 
 @pytree
@@ -108,8 +108,8 @@ def capped_slowdown(
 
     known = jax.lax.stop_gradient((draw, clock_hz, limit))
     ratio = 1.0 + 0.0 * known[1]
-    for _ in range(NEWTON_STEPS - 1):
-        ratio = jax.lax.stop_gradient(step(ratio, *known))
+    for _ in range(NEWTON_STEPS):
+        ratio = step(ratio, *known)
     return smooth_min(1.0, step(ratio, draw, clock_hz, limit), CAP_SOFTNESS)
 
 

@@ -169,7 +169,7 @@ def load_profile_card(
         scatter=fitted.scatter if fitted else {},
         covariance_names=fitted.covariance_names if fitted else (),
         covariance=fitted.covariance_matrix() if fitted else np.zeros((0, 0)),
-        fitted=fitted is not None,
+        fitted=fitted is not None and fitted.rows > 0,
         fitted_on=fitted.fitted_on if fitted else (),
         rows=fitted.rows if fitted else 0,
         created=fitted.created if fitted else "",
@@ -224,8 +224,11 @@ def _coefficients(
         origin = "datasheet" if default.spread is None else "prior"
         value, spread, source = default.value, default.spread, default.source
         if fitted and name in values:
-            origin, value, spread = "fitted", values[name].value, values[name].sd
-            source = f"fitted on {', '.join(fitted.fitted_on)}, {fitted.created}"
+            value, spread = values[name].value, values[name].sd
+            origin = "fitted" if fitted.rows else "prior"
+            evidence = ", ".join(fitted.fitted_on)
+            source = f"fitted on {evidence}" if fitted.rows else evidence
+            source += f", {fitted.created}"
         found[f"{prefix}.{name}"] = Coefficient(
             value, default.unit, origin, spread, source
         )
@@ -235,10 +238,14 @@ def _coefficients(
 def _notes(reading: _Reading) -> tuple[str, ...]:
     chip, software, fitted = reading.chip.id, reading.stack.id, reading.fitted
     notes = []
+    if fitted is not None and not fitted.rows:
+        evidence = ", ".join(fitted.fitted_on)
+        notes.append(f"no runs of {chip} under {software}: {evidence}")
     if fitted is None or not fitted.chip_values:
         notes.append(f"chip prior: no calibration of {chip} under {software}")
     if fitted is None or not fitted.stack_values:
         notes.append(f"stack prior: no calibration of {software} on {chip}")
-    if fitted is None or "link_watts" not in fitted.chip_values:
+    known = fitted.chip_values if fitted is not None and fitted.rows else {}
+    if "link_watts" not in known:
         notes.append("communication power is a prior: link_watts is not calibrated")
     return tuple(notes)

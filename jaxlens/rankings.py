@@ -12,10 +12,12 @@ from jaxlens.expressions import slack
 from jaxlens.fronts import best_of_each, pareto_front
 from jaxlens.intervals import NORMAL_80
 from jaxlens.limits import REASONS, SIZED
+from jaxlens.questions import AXES
 from jaxlens.streams import exact
-from jaxlens.sweeps import AXES, outcome
+from jaxlens.sweeps import outcome
 
 CAPPED = 0.995  # of the requested clock: below it the power cap is felt
+FLAT = 1e-4  # relative: a neighbour that is better by less is as good
 LAYOUT = ("gpu", "tensor_parallel", "expert_parallel", "pipeline_parallel")
 # Which scatter an objective has.
 SCATTER: Mapping[str, tuple[str, ...]] = {
@@ -175,7 +177,7 @@ def binds(result: ExploreResult, index: int) -> tuple[str, ...]:
     if largest:
         found["largest batch"] = None
     for neighbour in neighbours:
-        if sign * neighbour[result.objective] < own:
+        if sign * neighbour[result.objective] < own - FLAT * abs(own):
             found.update(
                 (name, None) for name in REASONS if neighbour[f"slack_{name}"] < 0.0
             )

@@ -132,6 +132,7 @@ def host_seconds(
     seconds = (
         stack.host_step_seconds
         + stack.host_sequence_seconds * sequences
+        + stack.host_prompt_seconds * load.prefill_sequences
         + stack.host_gpu_seconds * (gpus - 1.0)
     )
     if deployment.fused:

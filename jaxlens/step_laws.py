@@ -2,12 +2,15 @@
 
     y(B, p) = fixed + per_sequence B + per_prompt_token(B) p + experts n / (n + h)
 
-with B decoding sequences, p prompt tokens and n = B + p. Weights are read once (fixed), KV caches
-and the host grow with B, prompts with their FLOPs. Experts are read as tokens come to need
-them: each is hit once on average by h = experts / top-k tokens. A token of a prompt costs a
-little more beside more sequences: linear in B between a lone prefill and a full batch.
+with B decoding sequences, p prompt tokens and n = B + p. Weights are read once (fixed), KV
+caches and the host grow with B, prompts with their FLOPs. Experts are read as tokens come to
+need them: each is hit once on average by h = experts / top-k tokens. A token of a prompt costs
+a little more beside more sequences: linear in B between a lone prefill and a full batch.
 """
 
+from dataclasses import replace
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens.deployments import Deployment, Workload
@@ -70,14 +73,82 @@ def step_laws(
     6 % with experts.
     """
     carried = traffic(profile.stack, deployment, workload)
+    counts, priced = _decode_steps(model, profile, deployment, carried)
+    limit, lone = _priced(deployment, estimate, carried)
+    counts = [*counts, carried.decode.decode_sequences]
+    scale = _expert_tokens(model, deployment)
+    seconds, joules = zip(*priced, strict=True)
+    time = _decode_law(counts, [*seconds, limit[0]], scale)
+    energy = _decode_law(counts, [*joules, limit[2]], scale)
+    return (
+        _with_prompts(time, carried, limit[1], lone[0]),
+        _with_prompts(energy, carried, limit[3], lone[1]),
+    )
+
+
+def decode_laws(
+    model: Model, profile: Profile, deployment: Deployment, workload: Workload
+) -> tuple[StepLaw, StepLaw]:
+    """Returns the laws of seconds and joules per GPU of steps that carry no prompts.
+
+    Through two decode steps, three with experts; prompts cost nothing.
+    """
+    carried = traffic(profile.stack, deployment, workload)
+    counts, priced = _decode_steps(model, profile, deployment, carried)
+    load = carried.decode
+    full = step(model, profile.chip, profile.stack, deployment, load, ("decode",))
+    seconds, joules = zip(*priced, (full.seconds, full.joules), strict=True)
+    counts = [*counts, load.decode_sequences]
+    scale = _expert_tokens(model, deployment)
+    return (
+        _decode_law(counts, list(seconds), scale),
+        _decode_law(counts, list(joules), scale),
+    )
+
+
+def prefill_laws(
+    model: Model, profile: Profile, deployment: Deployment, workload: Workload
+) -> tuple[StepLaw, StepLaw]:
+    """Returns the laws of seconds and joules per GPU of steps that carry prompts alone.
+
+    Exact at one chunk of a prompt, with the slope from one to two of them.
+    """
+    one = traffic(profile.stack, deployment, workload).prefill
+    two = replace(one, prefill_sequences=2.0, emitting=2.0 * one.emitting)
+    first, second = (
+        step(model, profile.chip, profile.stack, deployment, load, ("prefill",))
+        for load in (one, two)
+    )
+    return (
+        _prefill_law(first.seconds, second.seconds, one.prefill_tokens),
+        _prefill_law(first.joules, second.joules, one.prefill_tokens),
+    )
+
+
+def _prefill_law(one: Scalar, two: Scalar, tokens: Scalar) -> StepLaw:
+    """Through a step of one chunk; chunks are no cheaper in pairs than they double."""
+    fixed = jnp.maximum(2.0 * one - two, 0.0)
+    each = (one - fixed) / tokens
+    return StepLaw(
+        fixed=fixed,
+        per_sequence=0.0,
+        per_prompt_token=each,
+        per_prompt_token_full=each,
+    )
+
+
+def _decode_steps(
+    model: Model, profile: Profile, deployment: Deployment, carried: Traffic
+) -> tuple[list[Scalar], list[tuple[Scalar, Scalar]]]:
+    """Sequences below the limit, and seconds and joules of decode steps of so many."""
     slots = carried.decode.decode_sequences
+    counts = [slots / (1.0 + slots)]
     expert_tokens = _expert_tokens(model, deployment)
-    sequences = [slots / (1.0 + slots)]
     if expert_tokens is not None:
         beyond = expert_tokens + 1.0
-        sequences.append(beyond * slots / (beyond + slots))
+        counts.append(beyond * slots / (beyond + slots))
     priced = []
-    for count in sequences:
+    for count in counts:
         load = Load(
             decode_sequences=count,
             decode_context=carried.decode.decode_context,
@@ -85,13 +156,7 @@ def step_laws(
         )
         found = step(model, profile.chip, profile.stack, deployment, load, ("decode",))
         priced.append((found.seconds, found.joules))
-    seconds, joules = zip(*priced, strict=True)
-    counts = [*sequences, slots]
-    limit, lone = _priced(deployment, estimate, carried)
-    return (
-        _law(counts, [*seconds, limit[0]], carried, expert_tokens, limit[1], lone[0]),
-        _law(counts, [*joules, limit[2]], carried, expert_tokens, limit[3], lone[1]),
-    )
+    return counts, priced
 
 
 def _expert_tokens(model: Model, deployment: Deployment) -> Scalar | None:
@@ -121,18 +186,13 @@ def _priced(
     return limit, (estimate.seconds_prefill / chunks, lone / chunks)
 
 
-def _law(
-    counts: list[Scalar],
-    decode: list[Scalar],
-    carried: Traffic,
-    expert_tokens: Scalar | None,
-    mixed: Scalar,
-    lone: Scalar,
+def _decode_law(
+    counts: list[Scalar], decode: list[Scalar], expert_tokens: Scalar | None
 ) -> StepLaw:
-    """The law through decode steps of `counts` sequences, a mixed and a lone chunk."""
+    """The law through decode steps of `counts` sequences; prompts cost nothing."""
+    scale: Scalar = 1.0
+    experts: Scalar = 0.0
     if expert_tokens is None:
-        scale: Scalar = 1.0
-        experts: Scalar = 0.0
         slope = (decode[1] - decode[0]) / (counts[1] - counts[0])
     else:
         scale = expert_tokens
@@ -143,18 +203,25 @@ def _law(
         experts = (first - second) * low * middle * high / (scale * (high - low))
         slope = second - experts * scale / (middle * high)
     slots = counts[-1]
-    fixed = decode[-1] - slope * slots - experts * slots / (slots + scale)
-    queries = carried.prefill.prefill_tokens
-    tokens = carried.mixed.prefill_sequences * carried.mixed.prefill_tokens
-    all_tokens = slots + tokens
-    beside = mixed - fixed - slope * slots - experts * all_tokens / (all_tokens + scale)
-    alone = lone - fixed - experts * queries / (queries + scale)
     return StepLaw(
-        fixed=fixed,
+        fixed=decode[-1] - slope * slots - experts * slots / (slots + scale),
         per_sequence=slope,
-        per_prompt_token=alone / queries,
-        per_prompt_token_full=beside / tokens,
+        per_prompt_token=0.0,
+        per_prompt_token_full=0.0,
         experts=experts,
         expert_tokens=scale,
         slots=slots,
+    )
+
+
+def _with_prompts(
+    law: StepLaw, carried: Traffic, mixed: Scalar, lone: Scalar
+) -> StepLaw:
+    """The law with prompts, through a mixed step at the limit and a lone chunk."""
+    queries = carried.prefill.prefill_tokens
+    tokens = carried.mixed.prefill_sequences * carried.mixed.prefill_tokens
+    return replace(
+        law,
+        per_prompt_token=(lone - law.at(0.0, queries)) / queries,
+        per_prompt_token_full=(mixed - law.at(law.slots, tokens)) / tokens,
     )

@@ -1,1 +1,4 @@
-"""Room for gradient search over deployments; `jaxlens.exploring` compares grids."""
+"""Search by slopes under limits: optima of deployments, layouts, overlap and chips.
+
+`optima.solve` answers a `problems.Problem`; `exploring` in the package compares grids.
+"""

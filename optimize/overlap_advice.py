@@ -168,11 +168,10 @@ def recall(found: Positions, true: Positions) -> float:
 
 
 def rule_positions(space: SplitSpace) -> dict[str, Positions]:
-    """Returns what each rule would price in every layout.
+    """Returns what has to be priced to follow each rule in every layout.
 
     "no overlap": one stage. "half the SMs": those for communication, in the usual 4 stages.
-    "max overlap": the most stages, at the SM count that makes the step shortest; all of them
-    are listed.
+    "max overlap": the most stages, with every SM count to choose the shortest step from.
     """
     grid = everything(space)
     grid = grid[feasible(space, grid)]
@@ -192,31 +191,42 @@ def rule_positions(space: SplitSpace) -> dict[str, Positions]:
     return {name: grid[chosen] for name, chosen in found.items() if chosen.any()}
 
 
+def follow_rules(
+    asked: Question, space: SplitSpace
+) -> tuple[dict[str, tuple[Positions, Columns]], int]:
+    """Returns what each rule chooses in every layout, and how many prices that took."""
+    found, priced = {}, 0
+    for name, positions in rule_positions(space).items():
+        columns = evaluate(asked, space, positions)
+        rows = _shortest(positions, columns["seconds"])
+        found[name] = positions[rows], {n: v[rows] for n, v in columns.items()}
+        priced += len(positions)
+    return found, priced
+
+
+def rule_recall(chosen: Positions, columns: Columns, true: Positions) -> float:
+    """Returns the share of a front that is among the best trade-offs of a rule."""
+    both = points(columns, np.ones(len(chosen), bool))
+    return recall(chosen[pareto_front(both)], true)
+
+
 def _rules(
     asked: Question, space: SplitSpace, found: Front, at: int, best: Setting
 ) -> tuple[tuple[Rule, ...], int]:
-    rules, priced = [], 0
-    for name, positions in rule_positions(space).items():
-        columns = evaluate(asked, space, positions)
-        priced += len(positions)
-        chosen = _shortest(positions, columns["seconds"])
-        both = points(columns, np.ones(len(positions), bool))[chosen]
-        trade_offs = positions[chosen[pareto_front(both)]]
-        here = [
-            row
-            for row in chosen
-            if (positions[row][:2] == found.positions[at][:2]).all()
-        ]
-        if not here:
+    followed, priced = follow_rules(asked, space)
+    rules = []
+    for name, (positions, columns) in followed.items():
+        same = (positions[:, :2] == found.positions[at][:2]).all(axis=1)
+        if not same.any():
             continue
-        own = setting(space, positions, columns, int(here[0]))
+        own = setting(space, positions, columns, int(np.argmax(same)))
         rules.append(
             Rule(
                 name=name,
                 setting=own,
                 extra_seconds=own.seconds / best.seconds - 1.0,
                 extra_joules=own.joules_per_token / best.joules_per_token - 1.0,
-                recall=recall(trade_offs, found.positions),
+                recall=rule_recall(positions, columns, found.positions),
             )
         )
     return tuple(rules), priced

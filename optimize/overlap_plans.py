@@ -57,7 +57,7 @@ class Plan:
     limit_seconds: float
     fastest_seconds: float
     bound_joules: float
-    watts_per_saved: float  # joules saved per extra second of the limit
+    shadow_price_watts: float  # joules saved per extra second of the limit
     uniform: dict[str, Uniform]  # the best of simpler kinds, where one meets the limit
     watts_per_gpu: dict[str, float]
     clocks_above_cap: dict[str, int]
@@ -119,7 +119,7 @@ def plan(
         limit_seconds=limit,
         fastest_seconds=fastest,
         bound_joules=found.bound_joules,
-        watts_per_saved=found.multiplier,
+        shadow_price_watts=found.multiplier,
         uniform=uniform,
         watts_per_gpu=watts,
         clocks_above_cap={

@@ -5,10 +5,10 @@ Stages, SMs and batch are relaxed (logarithms in a box); lanes descend
     w log t + (1 - w) log E
 
 for several weights w and every tensor-parallel degree, with staging and without, all in one
-vmapped Adam. Every optimum is rounded to the corners around it. What no other candidate beats
-is then surrounded: all neighbours of members one step away in a knob are priced until no
-member has a neighbour left that was not (Pareto local search). What remains is the front. A
-single stage takes no SMs away, so it is only ever asked with the most of them.
+vmapped Adam. Every optimum is rounded to the corners around it, also at similar batches. What no
+other candidate beats is then surrounded: all neighbours of members one step away in a knob are
+priced until no member has a neighbour left that was not (Pareto local search). What remains is
+the front. A single stage takes no SMs away, so it is only ever asked with the most of them.
 
 Source: L. Paquete, M. Chiarandini, T. Stuetzle, "Pareto local optimum sets in the biobjective
 traveling salesman problem", 2004 (the neighbourhood rule).
@@ -85,7 +85,7 @@ def search(asked: Question, space: SplitSpace) -> Front:
             known[tuple(position)] = both[row]
         for name, values in found.items():
             columns.setdefault(name, []).extend(values)
-        asked_for = _around(space, known)
+        asked_for = _around(space, known, relaxed, own.tensor_parallel)
     positions = np.array(list(known))
     best = pareto_front(np.array(list(known.values())))
     return Front(
@@ -201,28 +201,58 @@ def _corners(
     """The settings around every relaxed optimum: both neighbours in each knob."""
     rows: set[tuple[int, ...]] = set()
     for degree, sizes in zip(degrees, relaxed, strict=True):
-        sides = []
-        for value, axis in zip(sizes, space.axes[1:], strict=True):
-            above = int(np.searchsorted(axis, value))
-            sides.append({max(0, above - 1), min(above, len(axis) - 1)})
         first = space.tensor_parallel.index(round(degree))
+        sides = _sides(sizes, space.axes[1:])
         rows.update((first, *corner) for corner in product(*sides))
     return _allowed(space, rows)
 
 
-def _around(space: SplitSpace, known: dict[tuple[int, ...], np.ndarray]) -> Positions:
-    """Neighbours of the members so far that were not priced yet."""
+def _around(
+    space: SplitSpace,
+    known: dict[tuple[int, ...], np.ndarray],
+    relaxed: Float[np.ndarray, "lane 3"],
+    degrees: np.ndarray,
+) -> Positions:
+    """What was not priced yet: neighbours of the members so far, and their layouts staged.
+
+    A layout whose best is sequential may have a staged setting on the front far from it: the
+    relaxed optimum of a similar batch says where.
+    """
     places = list(known)
     members = pareto_front(np.array(list(known.values())))
     rows: set[tuple[int, ...]] = set()
+    seen = {place[:2] for place in places}
+    layouts: set[tuple[int, ...]] = set()
     for member in members:
         at = places[int(member)]
+        layouts.add(at[:2])
         for knob, count in enumerate(space.counts):
             for step in (-1, 1):
                 place = at[knob] + step
-                if 0 <= place < count:
-                    rows.add((*at[:knob], place, *at[knob + 1 :]))
+                moved = (*at[:knob], place, *at[knob + 1 :])
+                # Another degree is no small step: once for each batch is enough.
+                if 0 <= place < count and not (knob == 0 and moved[:2] in seen):
+                    rows.add(moved)
+    for first, second in layouts:
+        like = (degrees == space.tensor_parallel[first]) & (relaxed[:, 1] > 1.0)
+        if like.any():
+            batch = space.batch[second]
+            distance = np.abs(np.log(relaxed[:, 0] / batch)) + np.where(like, 0.0, 1e9)
+            nearest = relaxed[int(np.argmin(distance))]
+            rows.update(
+                (first, second, *corner)
+                for corner in product(*_sides(nearest[1:], space.axes[2:]))
+            )
     return _allowed(space, rows, known.keys())
+
+
+def _sides(sizes: np.ndarray, axes: Sequence[tuple[int, ...]]) -> list[set[int]]:
+    """Positions of the values on both sides of each size."""
+    sides = []
+    for value, axis in zip(sizes, axes, strict=True):
+        above = int(np.searchsorted(axis, value))
+        sides.append({max(0, above - 1), min(above, len(axis) - 1)})
+    return sides
 
 
 def _allowed(

@@ -21,7 +21,8 @@ from jaxlens.optimize.variables import Variable
 MOST_BRANCHES = 512
 MOST_TRIED = 100_000  # combinations that `allowed` is asked about
 STEP = 1e-6  # of a difference quotient, in coordinates
-SMALL_MULTIPLIER = 1e-12
+TELLING = 1e-3
+SMALLEST_SIZE = 1e-9
 TINY = 1e-300
 
 Rows = Float[np.ndarray, "lane free"]
@@ -129,24 +130,20 @@ class Relaxation:
                     f"bounds of the variables."
                 )
             size = float(np.nanmax(np.abs(seen[np.isfinite(seen)])))
-            self.scales[position] = abs(value) or size or 1.0
+            telling = abs(value) > TELLING * size  # else no size to measure by
+            self.scales[position] = (abs(value) if telling else size) or 1.0
 
-    def rescale(
-        self,
-        multipliers: Float[np.ndarray, "lane limit"],
-        objective: Float[np.ndarray, " lane"],
-    ) -> bool:
-        """Returns whether another size of the objective suits the optimum better.
+    def rescale(self, objective: Float[np.ndarray, " lane"]) -> bool:
+        """Returns whether another size of the objective suits what lanes have found.
 
-        Far from it a function may be many times as steep as what balances its limits, whose
-        multipliers should be of the size of one.
+        Far from its optima a function may be many times as large as near them.
         """
-        if self.problem.objective in self.positive or not np.isfinite(objective).any():
+        if self.problem.objective in self.positive:
             return False
-        largest = float(multipliers[np.nanargmin(objective)].max(initial=0.0))
-        if not SMALL_MULTIPLIER < largest < 0.1:
+        size = float(np.abs(objective[np.isfinite(objective)]).max(initial=0.0))
+        if not SMALLEST_SIZE < size < 0.1:
             return False
-        self.scales[0] *= largest
+        self.scales[0] *= size
         return True
 
     def points(

@@ -26,6 +26,8 @@ MOST_PRODUCT = 6  # discrete variables whose roundings are all tried
 ROUNDS = 60
 EQUAL_DIGITS = 9  # of the scaled objective
 MET = 1e-9  # a limit that is missed by less counts as met
+MISSED = 1e-3  # scaled excess of a relaxed optimum that rounding will not cure
+CLOSE = 1e-4  # scaled: near enough to a relaxed optimum
 MARGIN = 3e-6  # real variables are solved with limits tighter by this
 PAIRS = ((1, 1), (1, -1), (1, 2), (1, -2), (2, 1), (2, -1))
 REFINED = 4  # best points whose real variables are solved again
@@ -150,17 +152,31 @@ class Rounding:
         branch: int,
         centres: Float[np.ndarray, "centre free"],
         multipliers: Float[np.ndarray, "centre limit"],
+        bound: tuple[float, float],
     ) -> Candidate:
-        """Returns the best point that is found around relaxed optima of one branch."""
+        """Returns the best point that is found around relaxed optima of one branch.
+
+        Args:
+            branch: The branch.
+            centres: Relaxed optima.
+            multipliers: Theirs.
+            bound: Excess and objective that the best of them promises. Nothing is sought
+                once it is reached, or where limits are missed without rounding already.
+        """
         rows = [row for centre in centres for row in self._corners(centre)]
         self.evaluate(branch, rows)
-        if len(self.grids) > 1:
+        hopeless = bound[0] > MISSED or self._reached(branch, bound[1])
+        if len(self.grids) > 1 and not hopeless:
             for centre, prices in zip(centres, multipliers, strict=True):
                 self._dive(branch, centre, prices)
         best = self.best_known(branch)
         assert best is not None
         best = self._polish(best)
         return self._refine(branch, best) if self.real and self.discrete else best
+
+    def _reached(self, branch: int, bound: float) -> bool:
+        best = self.best_known(branch)
+        return best is not None and best.rank[:2] <= (0.0, bound + CLOSE)
 
     def solved(
         self, branch: int, centres: Float[np.ndarray, "centre free"]

@@ -31,6 +31,10 @@ HARD_WEIGHT = 1e6  # largest multiplier of a hard limit, scaled
 STEPS = 40
 SMALL_STEP = 1e-4  # coordinates: ends a lane that meets its limits
 SMALL_EXCESS = 1e-6  # a limit that is missed by less counts as met
+USED_UP = 1e-4  # slack of a limit that may have a price
+SMALLEST_RADIUS = 1e-7
+RIDGE = 1e-13  # so that no system is singular
+NOISE = 1e-13  # relative: of a merit
 PATIENCE = 3  # small steps that do not help, until a lane gives up
 NEWTON_STEPS = 3  # on the model, for each of its rounds of multipliers
 SHORTENINGS = np.array([1.0, 0.5, 0.2, 0.05, 0.01, 0.0])
@@ -48,7 +52,6 @@ class Relaxed:
     objective: Float[np.ndarray, " lane"]
     slacks: Float[np.ndarray, "lane limit"]
     multipliers: Float[np.ndarray, "lane limit"]
-    objective_slope: Rows
     reduced_slope: Rows  # of f - m c: not zero where a bound holds a coordinate
     converged: Bool[np.ndarray, " lane"]
     steps: int
@@ -120,7 +123,10 @@ class _State:
         self.at = look(self.x, lanes, self.moves)
         self.m = np.zeros_like(self.at.slacks)
         self.rho = np.full(count, FIRST_PENALTY)
-        self.curvature = np.repeat(np.eye(free)[None], count, axis=0)
+        # So that a first step is of the size of the trust region.
+        steep = np.abs(self.at.objective_slope).max(axis=1, initial=1e-9)
+        steep = np.where(np.isfinite(steep), steep, 1.0) / FIRST_RADIUS
+        self.curvature = steep[:, None, None] * np.eye(free)
         self.radius = np.full(count, FIRST_RADIUS)
         self.running = self._defined(self.at)
         self.fresh = np.ones(count, bool)
@@ -130,7 +136,7 @@ class _State:
     def advance(self) -> None:
         run = np.flatnonzero(self.running)
         x, at = self.x[run], _rows(self.at, run)
-        radius = self.radius[run, None]
+        radius = self.radius[run, None].copy()
         step, m = _plan(
             at,
             self.curvature[run],
@@ -143,15 +149,18 @@ class _State:
         before, foreseen = self._foresee(run, at, ahead, m)
         near = self.look(x + step, self.lanes[run], self.moves[run])
         gain = before - self._merit(near, m, self.rho[run])
-        noise = 1e-13 * np.maximum(1.0, np.abs(before))
+        noise = NOISE * np.maximum(1.0, np.abs(before))
         kept = self._defined(near) & (gain >= 1e-4 * foreseen - noise)
         self._learn(run, step, at, near, m)
         self._resize(run, step, np.where(kept, gain, -1.0), foreseen)
         self._move(run, kept, x + step, near, m)
-        self._finish(run, kept, np.abs(step).max(axis=1, initial=0.0))
+        length = np.abs(step).max(axis=1, initial=0.0)
+        small = (length < SMALL_STEP) & (length <= 0.99 * radius[:, 0])
+        settled = foreseen <= NOISE * np.maximum(1.0, np.abs(before))
+        self._finish(run, (kept & small) | settled, small)
 
     def result(self, taken: int) -> Relaxed:
-        w = np.where(self.at.slacks > SMALL_EXCESS, 0.0, self.m)
+        w = np.where(self.at.slacks > USED_UP, 0.0, self.m)
         reduced = self.at.objective_slope - np.einsum(
             "lm,lmf->lf", w, self.at.slack_slope
         )
@@ -160,7 +169,6 @@ class _State:
             objective=self.at.objective,
             slacks=self.at.slacks,
             multipliers=w,
-            objective_slope=self.at.objective_slope,
             reduced_slope=reduced,
             converged=self.converged,
             steps=taken,
@@ -207,7 +215,7 @@ class _State:
         # The first pair says how large curvature is here.
         first = usable & self.fresh[run] & (seen > 0.0)
         size = np.einsum("lf,lf->l", step, step)
-        scale = np.clip(seen / np.maximum(size, 1e-300), 1e-2, 1e4)
+        scale = np.clip(seen / np.maximum(size, 1e-300), 1e-12, 1e6)
         blank = scale[:, None, None] * np.eye(step.shape[1])
         old = np.where(first[:, None, None], blank, old)
         self.fresh[run] &= ~first
@@ -229,7 +237,7 @@ class _State:
 
     def _resize(self, run, step, gain, foreseen) -> None:
         length = np.abs(step).max(axis=1, initial=0.0)
-        ratio = gain / np.maximum(foreseen, 1e-300)
+        ratio = np.clip(gain, -1e9, 1e9) / np.maximum(foreseen, 1e-30)
         radius = self.radius[run]
         wider = np.maximum(radius, np.minimum(1.0, 2.5 * length))
         radius = np.where(ratio > 0.75, wider, radius)
@@ -248,14 +256,17 @@ class _State:
         stiffer = np.minimum(4.0 * self.rho[to], LARGEST_PENALTY)
         self.rho[to] = np.where(slow, stiffer, self.rho[to])
 
-    def _finish(self, run, kept, length) -> None:
+    def _finish(self, run, done, small) -> None:
+        """Ends lanes that have nothing to gain, or whose small steps do not help.
+
+        A step that is small for want of trust is not `small` here.
+        """
         met = excess(self.at.slacks[run], self.hard) <= SMALL_EXCESS
-        small = length < SMALL_STEP
-        done = kept & small & met
-        self.converged[run] |= done
         self.idle[run] = np.where(small, self.idle[run] + 1, 0)
-        stuck = (self.radius[run] < 1e-7) | (self.idle[run] >= PATIENCE)
-        self.running[run] &= ~(done | stuck)
+        patient = self.idle[run] >= PATIENCE
+        self.converged[run] |= met & (done | patient)
+        stuck = patient | (self.radius[run] < SMALLEST_RADIUS)
+        self.running[run] &= ~((met & done) | stuck)
 
 
 def _rows(at: Slopes, rows) -> Slopes:
@@ -334,8 +345,9 @@ def _newton(at: Slopes, curvature, m, rho, weights, step, low, high, used):
     bend = np.einsum("lm,lmf,lmg->lfg", rho * used, jacobian, jacobian) + curvature
     held = ((step <= low) & (rate > 0.0)) | ((step >= high) & (rate < 0.0))
     both = ~held[:, :, None] & ~held[:, None]
+    size = 1.0 + np.abs(bend).max(axis=(1, 2), initial=0.0)[:, None, None]
     unit = np.eye(step.shape[1])
-    matrix = np.where(both, bend, 0.0) + np.where(both, 1e-12, 1.0) * unit
+    matrix = np.where(both, bend, 0.0) + np.where(both, RIDGE * size, 1.0) * unit
     return np.linalg.solve(matrix, np.where(held, 0.0, -rate)[..., None])[..., 0]
 
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlens.hardware import Chip
-from jaxlens.optimize.optima import labels, solve
+from jaxlens.optimize.accounts import labels
+from jaxlens.optimize.optima import solve
 from jaxlens.optimize.outcomes import Prices, Question, outcome
 from jaxlens.optimize.problems import Problem
 from jaxlens.optimize.results import Optimum

@@ -85,7 +85,11 @@ def simulate(
                 partial = [begun, prompt]
                 begun += 1
             taken = min(left, partial[1])
-            left, carried, partial[1] = left - taken, carried + taken, partial[1] - taken
+            left, carried, partial[1] = (
+                left - taken,
+                carried + taken,
+                partial[1] - taken,
+            )
             if partial[1] == 0:
                 finished.append(partial[0])
                 partial = []

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,6 @@ import jaxlens
 import jaxlens.plans
 from jaxlens import Deployment, Workload, exploring
 from jaxlens.batch import compilations
-from jaxlens.cli import main
 from jaxlens.declarations import search_space
 from jaxlens.economics import tariff
 from jaxlens.exploring import explore
@@ -19,7 +17,6 @@ from jaxlens.sweeps import outcome
 
 WORKLOAD = Workload(prompt_tokens=512.0, output_tokens=128.0)
 SMALL = {"workload": WORKLOAD, "max_gpus": 4, "tpot_seconds": 0.02}
-QUESTION = ["explore", "Qwen/Qwen3-8B", "--gpu", "h100-sxm", "--max-gpus", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +304,38 @@ def test_at_load_requests_wait():
         explore("Qwen/Qwen3-8B", ["h100-sxm"], limits=Limits(ttft_p99_seconds=1.0))
 
 
+def test_a_stream_finds_what_the_whole_holds(result):
+    found = explore("Qwen/Qwen3-8B", ["h100-sxm", "l40s"], whole=False, **SMALL)
+    assert found.size == result.size
+    assert found.feasible_count == result.feasible_count
+    assert exploring.ruled_out(found) == exploring.ruled_out(result)
+    assert exploring.ruled_out_by_one(found) == exploring.ruled_out_by_one(result)
+    assert found.columns["gpu"].size < result.size / 2
+
+    def rows(some, indices):
+        return [(some.columns["gpu"][i], some.columns["index"][i]) for i in indices]
+
+    assert rows(found, exploring.best(found, 3)) == rows(
+        result, exploring.best(result, 3)
+    )
+    for name in ("seconds_per_output_token", "seconds_prefill"):
+        least = [
+            some.columns["joules_per_output_token"][exploring.front(some, name)].min()
+            for some in (found, result)
+        ]
+        assert least[0] == pytest.approx(least[1], rel=1e-5)
+    first = exploring.best(found, 1)[0]
+    assert exploring.binds(found, first) == exploring.binds(
+        result, exploring.best(result, 1)[0]
+    )
+
+
+def test_a_space_beyond_measure_is_refused_with_its_size():
+    endless = search_space(prompt="1..1000000", output="1..1000000", tp=1)
+    with pytest.raises(ValueError, match=r"got .*e\+1\d; list fewer values of prompt"):
+        explore("Qwen/Qwen3-8B", ["h100-sxm"], space=endless)
+
+
 def test_ties_are_of_deployments_that_the_error_cannot_tell_apart(result):
     rows = exploring.best(result, 8)
     first = rows[0]
@@ -382,7 +411,7 @@ def test_a_broken_profile_names_kind_and_row(monkeypatch):
         ),
         (
             {"arrivals": Arrivals(requests_per_second=-1.0)},
-            "requests per second: expected",
+            "expected a number from 0",
         ),
     ],
 )
@@ -396,99 +425,3 @@ def test_no_gpu_and_an_unknown_one():
         explore("Qwen/Qwen3-8B", [])
     with pytest.raises(ValueError, match="h100"):
         explore("Qwen/Qwen3-8B", ["h100-sxn"])
-
-
-def test_the_command_prints_json(capsys, tmp_path):
-    picture = tmp_path / "pareto.png"
-    assert main([*QUESTION, "--plot", str(picture), "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["feasible"] > 0
-    assert content["best"][0]["gpu"] == "h100-sxm"
-    assert content["winner"]["joules_per_output_token"] == pytest.approx(
-        content["best"][0]["joules_per_output_token"], rel=1e-4
-    )
-    assert content["serve_command"].startswith("vllm serve Qwen/Qwen3-8B")
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_prints_a_table(capsys):
-    assert main([*QUESTION, "--top", "2"]) == 0
-    out = capsys.readouterr().out
-    for words in ("J/token", "h100-sxm", "vllm serve", "no queueing"):
-        assert words in out
-
-
-def test_the_command_takes_a_file_knobs_bounds_prices_and_load(capsys, tmp_path):
-    path = tmp_path / "space.yaml"
-    path.write_text(
-        "model: Qwen/Qwen3-8B\ngpu: [h100-sxm, l40s]\ntensor_parallel: 1..2\n"
-        "pipeline_parallel: 1\nclock: 1.0GHz:1.9GHz:4\n"
-    )
-    given = ["explore", "--space", str(path), "--set", "sequences=8..64*2"]
-    given += ["--set", "power_cap=300W,none", "--where", "tp * dp <= 2", "--rate", "2"]
-    given += ["--ttft-p99", "2s", "--objective", "cost", "--kwh-price", "0.2"]
-    given += ["--gpu-price", "h100-sxm=2.5,l40s=1", "--carbon", "400", "--pue", "1.2"]
-    assert main([*given, "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["kinds"] == ["h100-sxm", "l40s"]
-    best = content["best"][0]
-    assert best["tied_with_best"] is True
-    assert best["dollars_per_million_output_tokens"] > 0.0
-    assert best["grams_co2_per_million_output_tokens"] > 0.0
-    assert best["seconds_to_first_token_p99"] <= 2.0
-    assert content["why"]["runner_up"]["kind"] in content["kinds"]
-    assert main(given) == 0
-    out = capsys.readouterr().out
-    for words in ("$/M", "gCO2/M", "runner-up", "at 2 requests per second"):
-        assert words in out
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["--set", "tensr_parallel=2"], "near: tensor_parallel"),
-        (["--set", "tp"], "expected KNOB=VALUES"),
-        (["--set", "tp=1", "--set", "tp=2"], "set tp: expected each knob once"),
-        (["--set", "clock=1.4"], "plain numbers are hertz"),
-        (["--set", "tp=8..1"], "low <= high"),
-        (["--set", "gpu=l40s"], "gpu: expected it once"),
-        (["--where", "tp *"], "expected a bound such as"),
-        (["--where", "wats_per_gpu <= 3"], "near: watts_per_gpu"),
-        (["--space", "none.yaml"], "expected a readable YAML file"),
-        (["--objective", "money"], "got 'money'"),
-        (["--objective", "ttft"], "expected a rate of arrivals"),
-        (["--gpu-price", "cheap"], "gpu price: expected a number"),
-        (["--gpu-price", "l40s=1"], "prices: expected one for h100-sxm"),
-        (["--carbon", "-3"], "grams co2 per kwh: expected a number from 0"),
-        (["--burstiness", "2"], "expected --rate beside it"),
-        (["--rack-power", "10kW"], "number of nodes of a rack"),
-        (
-            ["--set", "prompt=1..1000000", "--set", "output=1..1000000",
-             "--set", "chunk_tokens=1000..9000", "--full", "everything"],
-            "full output: expected at most",
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_questions_are_one_line_with_the_cure(
-    capsys, given, words, monkeypatch, tmp_path
-):
-    monkeypatch.chdir(tmp_path)
-    assert main([*QUESTION, *given]) == 2
-    captured = capsys.readouterr()
-    assert len(captured.err.strip().splitlines()) == 1
-    assert words in captured.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_answer_is_one_line_and_exit_code_2(capsys):
-    assert main([*QUESTION, "--tpot", "1us"]) == 2
-    captured = capsys.readouterr()
-    assert len(captured.err.strip().splitlines()) == 1
-    assert "Nearest: " in captured.err
-    assert "TPOT" in captured.err
-
-
-@pytest.mark.parametrize("name", ["pareto.txt", "nowhere/pareto.png"])
-def test_a_picture_that_cannot_be_kept_is_refused_first(capsys, tmp_path, name):
-    assert main([*QUESTION, "--plot", str(tmp_path / name)]) == 2
-    assert "plot: expected" in capsys.readouterr().err

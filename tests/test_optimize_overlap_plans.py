@@ -108,7 +108,7 @@ def test_alike_in_a_kind_takes_no_less_than_each_on_its_own(asked, phases):
 def test_more_time_saves_energy_at_the_shadow_price(asked, phases):
     less, more = (plan(phases, slowdown, cap(asked)) for slowdown in (1.05, 1.06))
     saved = (less.joules - more.joules) / (more.limit_seconds - less.limit_seconds)
-    assert more.watts_per_saved * 0.7 < saved < less.watts_per_saved * 1.3
+    assert more.shadow_price_watts * 0.7 < saved < less.shadow_price_watts * 1.3
 
 
 def test_a_low_cap_leaves_out_high_clocks(asked, phases):

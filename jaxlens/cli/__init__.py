@@ -15,6 +15,7 @@ from jaxlens.cli import (
     measure,
     models,
     overlap,
+    pools,
     predict,
     sensitivity,
     shards,
@@ -62,6 +63,7 @@ _register("predict", predict.command, predict.EXAMPLES)
 _register("explore", explore.command, explore.EXAMPLES)
 _register("overlap", overlap.command, overlap.EXAMPLES)
 app.add_typer(advise.app, name="advise")
+_register("pools", pools.command, pools.EXAMPLES)
 _register("sensitivity", sensitivity.command, sensitivity.EXAMPLES)
 _register("models", models.command, models.EXAMPLES)
 _register("gpus", gpus.command, gpus.EXAMPLES)

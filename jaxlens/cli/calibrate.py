@@ -60,6 +60,14 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse tables with bad rows.")
     ] = False,
+    carry_over: Annotated[
+        str,
+        typer.Option(
+            help="Also write profiles of these chips without runs, such as "
+            "h200-sxm,gb200, from the fitted ones; flagged, with wide intervals.",
+            metavar="CHIPS",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> int:
     """Fit chip and stack coefficients to measured serving runs.
@@ -87,7 +95,8 @@ def command(
         )
     report = {**found.report, "written": []}
     if report["converged"]:
-        report["written"] = [str(path) for path in _write(out, found.profiles)]
+        every = (*found.profiles, *_carried(carry_over, found.profiles))
+        report["written"] = [str(path) for path in _write(out, every)]
     if as_json:
         print_json(report)
     else:
@@ -159,6 +168,17 @@ def _other_fit(
     return 0
 
 
+def _carried(chips: str, fitted: Sequence["FittedProfile"]) -> list["FittedProfile"]:
+    """Returns profiles of `chips` under the default stack, carried over from `fitted`."""
+    names = [name.strip() for name in chips.split(",") if name.strip()]
+    if not names:
+        return []
+    from jaxlens.calibration.transfers import transferred
+    from jaxlens.profiles import DEFAULT_STACK
+
+    return [transferred(name, fitted, DEFAULT_STACK) for name in names]
+
+
 def _write(out: Path, profiles: Sequence["FittedProfile"]) -> list[Path]:
     """Writes one profile to a file, or several into a folder; returns their paths."""
     from jaxlens.calibration.results import save
@@ -184,6 +204,12 @@ def _show(report: Mapping[str, Any]) -> None:
         for chip, errors in report[kind].items()
     ]
     print_table(("chip", "rows", "energy MAPE", "latency MAPE"), rows, left=2)
+    held = [
+        (chip, *_held(found, "energy"), *_held(found, "latency"))
+        for chip, found in report["coverage"].items()
+    ]
+    heads = ("energy held", "median width", "latency held", "median width")
+    print_table(("80 % intervals, left out", *heads), held)
     print_line(
         f"{report['rows']} rows, {report['skipped']} set aside; {report['reason']}"
     )
@@ -197,6 +223,14 @@ def _show(report: Mapping[str, Any]) -> None:
         print_line(f"  {share:6.1%}  {name}")
     for path in report["written"]:
         print_line(f"wrote {path}")
+
+
+def _held(found: Mapping[str, Any], target: str) -> tuple[str, str]:
+    """How many unseen rows an interval holds, and how wide it is."""
+    part = found.get(target)
+    if part is None:
+        return "unknown", "unknown"
+    return f"{part['coverage']:.0%}", f"{part['median_width']:.0%}"
 
 
 def _errors(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,23 +2,25 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jaxlens import exploring
 from jaxlens.cli.explore_content import content
-from jaxlens.cli.explore_options import (
-    ANSWER,
-    ExploreOptions,
+from jaxlens.cli.explore_files import check_file, write_page, write_recommendation
+from jaxlens.cli.explore_options import ANSWER, ExploreOptions
+from jaxlens.cli.explore_pools import NOTE, pools_content, search_pools, show_pools
+from jaxlens.cli.explore_questions import (
     arrivals,
     declared,
     limits,
     objective,
+    pool_gpus,
     rates,
     soft,
     workload,
@@ -26,7 +28,11 @@ from jaxlens.cli.explore_options import (
 from jaxlens.cli.explore_tables import no_answer, show
 from jaxlens.cli.options import Json, option, with_options
 from jaxlens.cli.pictures import check_picture, draw
-from jaxlens.cli.tables import print_json
+from jaxlens.cli.tables import print_json, print_notes
+from jaxlens.declarations import SearchSpace
+from jaxlens.exploring import ExploreResult
+from jaxlens.plans import DEFAULT_MAX_GPUS, plans
+from jaxlens.pool_search import PoolsResult
 
 NOTHING_FEASIBLE = 2
 
@@ -53,6 +59,8 @@ jaxlens explore Qwen/Qwen3-32B -g l40s,h100-sxm --objective cost --gpu-price l40
 jaxlens explore Qwen/Qwen3-32B -g h100-sxm --set tp=1..8*2 --set clock=1.0GHz:1.9GHz:10
 --set power_cap=400W,500W,none --set weights=checkpoint,fp8 --where 'tp * dp <= 8'
 
+jaxlens explore Qwen/Qwen3-32B -g h100-sxm,b200-sxm --rate 20 --ttft-p99 2s --tpot 50ms --pools
+
 jaxlens explore --space space.yaml --node-power 5kW --host-watts 200     (a file of knobs)
 """
 
@@ -69,6 +77,25 @@ def command(
             "--plot",
             help="Draw energy against latency to this file (png, svg, pdf).",
             panel=ANSWER,
+        ),
+    ] = None,
+    recommend: Annotated[
+        Path | None,
+        option(
+            "--recommend",
+            help="Write the best to this YAML file: commands to run, and what "
+            "`jaxlens predict --from` reproduces.",
+            panel=ANSWER,
+            metavar="FILE",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        option(
+            "--report",
+            help="Write a page to look at, which works offline (html).",
+            panel=ANSWER,
+            metavar="FILE",
         ),
     ] = None,
     full: Annotated[
@@ -99,39 +126,88 @@ def command(
     engine refuses are left out. Up to a million deployments are kept; of more, the best, the
     front and counts. Ctrl-C ends a large comparison with what is known.
     """
+    if recommend is not None:
+        check_file(recommend, "recommend", (".yaml", ".yml"))
+    if report is not None:
+        check_file(report, "report", (".html", ".htm"))
     if plot is not None:
         check_picture(plot)
         # It takes as long to import as half of a compilation, which runs meanwhile.
         Thread(target=import_module, args=("jaxlens.plots",), daemon=True).start()
     started = time.perf_counter()
-    space = declared(options)
-    with _progress(hidden=as_json) as progress:
-        result = exploring.explore(
-            space=space,
-            workload=workload(options),
-            limits=limits(options),
-            soft=soft(options),
-            rates=rates(options),
-            arrivals=arrivals(options),
-            objective=objective(options),
-            full=full,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+    given = {
+        "space": declared(options),
+        "workload": workload(options),
+        "limits": limits(options),
+        "soft": soft(options),
+        "rates": rates(options),
+        "arrivals": arrivals(options),
+        "objective": objective(options),
+        "full": full,
+        "checkpoint": checkpoint,
+    }
+    pool_chips = pool_gpus(options)
+    if options.pools and given["arrivals"] is None:
+        raise ValueError("pools: expected --rate, the requests per second, got none.")
+    with _progress(hidden=as_json) as progress, _warming(given["space"]):
+        result = exploring.explore(**given, progress=progress)
+    pooled = None
+    if options.pools:
+        most = given["space"].max_gpus or DEFAULT_MAX_GPUS
+        pooled = search_pools(result, given["workload"], most, pool_chips, min(top, 5))
     seconds = time.perf_counter() - started
     rows = exploring.best(result, top)
     if plot is not None:
         draw(result, rows[0] if rows else None, plot)
     found = content(result, rows)
     found |= {"seconds_elapsed": seconds, "plot": str(plot) if plot else None}
-    found |= {"full": str(full) if full else None}
+    files = {"full": full, "recommendation": recommend, "report": report}
+    found |= {
+        name: str(path) if path and rows else None for name, path in files.items()
+    }
+    if rows and recommend is not None:
+        write_recommendation(result, found, rows[0], recommend)
+    if rows and report is not None:
+        write_page(result, found, report)
+    if pooled is not None:
+        found["pools"] = pools_content(pooled)
     if as_json:
         print_json(found)
-    elif rows:
-        show(result, rows, found)
+    else:
+        _print(result, rows, found, pooled)
     if not rows:
         typer.echo(f"jaxlens: {no_answer(result)}", err=True)
+    if not rows and not (pooled and pooled.pairs):
         raise typer.Exit(NOTHING_FEASIBLE)
+
+
+def _print(
+    result: ExploreResult,
+    rows: list[int],
+    found: dict[str, Any],
+    pooled: PoolsResult | None,
+) -> None:
+    if rows:
+        show(result, rows, found)
+    if pooled is not None:
+        show_pools(result, pooled)
+        print_notes([NOTE])
+
+
+@contextmanager
+def _warming(space: SearchSpace) -> Iterator[None]:
+    """Has the small programs of a full estimate compiled beside the large one."""
+
+    def warm() -> None:
+        with suppress(ValueError):
+            exploring.estimate(plans(space)[0].request)
+
+    thread = Thread(target=warm)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @contextmanager

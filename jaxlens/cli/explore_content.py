@@ -7,8 +7,8 @@ from jaxlens.answers import answer
 from jaxlens.commands import checkpoint, gpu_commands, serve_command
 from jaxlens.deployments import UNLIMITED
 from jaxlens.exploring import ExploreResult
-from jaxlens.plans import OWN_FORMAT
-from jaxlens.sweeps import AT_LOAD, FIELDS, RESULTS
+from jaxlens.plans import OWN_FORMAT, Plan
+from jaxlens.questions import AT_LOAD, FIELDS, RESULTS
 
 DEGREES = {
     "tp": "tensor_parallel",
@@ -75,6 +75,15 @@ def row(result: ExploreResult, index: int) -> dict[str, Any]:
     }
 
 
+def asked_formats(plan: Plan) -> dict[str, str | None]:
+    """Returns the formats of weights and cache; None is the checkpoint's own."""
+    found: dict[str, str | None] = {}
+    for name in ("weights", "kv"):
+        value = plan.kind.get(name)
+        found[name] = None if value in (None, OWN_FORMAT) else str(value)
+    return found
+
+
 def _varied(result: ExploreResult, kind: int, index: int) -> dict[str, float | None]:
     """The other knobs that the space varies; None without a limit."""
     axes = {axis.name: axis for axis in result.plans[kind].space.axes}
@@ -89,15 +98,7 @@ def _varied(result: ExploreResult, kind: int, index: int) -> dict[str, float | N
 def _recommendation(result: ExploreResult, index: int) -> dict[str, Any]:
     winner, why = exploring.request(result, index), exploring.explain(result, index)
     plan = result.plans[int(result.columns["gpu"][index])]
-    formats = {
-        name: None if plan.kind.get(name) == OWN_FORMAT else plan.kind.get(name)
-        for name in ("weights", "kv")
-    }
-    asked = checkpoint(
-        str(plan.kind["model"]),
-        winner.shape,
-        *(None if name is None else str(name) for name in formats.values()),
-    )
+    asked = checkpoint(str(plan.kind["model"]), winner.shape, **asked_formats(plan))
     profile, deployment = winner.profile, winner.deployment
     return {
         "winner": answer(winner, exploring.estimate(winner)),

@@ -55,6 +55,12 @@ WORDS = {
     "node_watts": "node power",
     "rack_watts": "rack power",
 }
+FILES = {
+    "plot": "picture",
+    "full": "all deployments",
+    "recommendation": "recommendation",
+    "report": "report",
+}
 LIMITS = {
     "prefill_seconds": ("prefill", "s"),
     "ttft_seconds": ("TTFT", "s"),
@@ -82,7 +88,7 @@ def show(result: ExploreResult, rows: list[int], content: dict[str, Any]) -> Non
     print_line(_counts(result, content["seconds_elapsed"]))
     print_line(_why(content))
     print_line(_comparison(result))
-    for name, word in (("plot", "picture"), ("full", "all deployments")):
+    for name, word in FILES.items():
         if content[name]:
             print_line(f"{word}: {content[name]}")
     print_line()

@@ -1,5 +1,7 @@
 """`jaxlens overlap`: how many stages, and how many SMs for communication."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,13 +164,14 @@ def command(
             None if comm_sms is None else whole_numbers(comm_sms, "communication SMs")
         ),
     )
-    advice = overlap_advice.advise(asked, space, slowdown)
-    best = advice.recommended
     plan = None
-    if per != "program":
-        phases = _phases(request, phase, tokens, output)
-        layout = best.tensor_parallel, best.batch
-        plan = overlap_advice.advise_plan(phases, layout, space, slowdown, per=per)
+    with _working(hidden=as_json):
+        advice = overlap_advice.advise(asked, space, slowdown)
+        best = advice.recommended
+        if per != "program":
+            phases = _phases(request, phase, tokens, output)
+            layout = best.tensor_parallel, best.batch
+            plan = overlap_advice.advise_plan(phases, layout, space, slowdown, per=per)
     if plot is not None:
         _draw(asked, advice, request, plot)
     content = _content(request, asked, advice, plan, per)
@@ -177,6 +180,19 @@ def command(
         print_json(content)
     else:
         _show(advice, plan, content)
+
+
+@contextmanager
+def _working(hidden: bool) -> Iterator[None]:
+    """A sign of life on the terminal: it is compilation that takes its time."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if hidden or not console.is_terminal:
+        yield
+        return
+    with console.status("compiling and searching"):
+        yield
 
 
 def whole_numbers(text: str, where: str) -> list[int]:
@@ -258,8 +274,8 @@ def _content(
 
 def _notes(request: Request, best: "Setting") -> list[str]:
     """What the answer leans on: most of what tells splits apart is a prior."""
-    degree = float(best.tensor_parallel)
-    layout = replace(request.deployment, tensor_parallel=degree, batch=degree)
+    degree, batch = float(best.tensor_parallel), float(best.batch)
+    layout = replace(request.deployment, tensor_parallel=degree, batch=batch)
     found = notes(replace(request, deployment=layout))
     if any(note.startswith("communication power") for note in found):
         return found
@@ -345,15 +361,15 @@ def _show_plan(plan: "Plan", per: str) -> None:
     print_line(
         f"{scaled(plan.joules, 'J')} in {scaled(plan.seconds, 's')} "
         f"(limit {scaled(plan.limit_seconds, 's')}): at most {100 * plan.gap:.3f} % above "
-        f"the optimum (Lagrangian bound); {scaled(plan.watts_per_saved, 'J')} saved per "
+        f"the optimum (Lagrangian bound); {scaled(plan.shadow_price_watts, 'J')} saved per "
         f"extra second; {plan.evaluations:,} prices, {plan.elapsed_seconds:.1f} s"
     )
     for name, own in plan.uniform.items():
+        if len(plan.clock_hz) == 1 and name in ("one split", "one clock"):
+            continue  # the same as a split per phase
+        which = "fastest with one split in a phase" if name == "fastest" else name
         print_line(
-            f"  against the best with {name}: {signed_share(plan.joules / own.joules - 1)}"
-            f" energy, {signed_share(plan.seconds / own.seconds - 1)} time"
-            if name != "fastest"
-            else f"  against the fastest with one split in a phase: "
+            f"  against the {'' if name == 'fastest' else 'best with '}{which}: "
             f"{signed_share(plan.joules / own.joules - 1)} energy, "
             f"{signed_share(plan.seconds / own.seconds - 1)} time"
         )

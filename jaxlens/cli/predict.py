@@ -7,6 +7,7 @@ import typer
 from jaxlens.answers import answer
 from jaxlens.cli.files import recommendation
 from jaxlens.cli.jax_settings import stay_on_cpu
+from jaxlens.cli.load import Burstiness, PromptSpread, Rate, load_numbers, print_load
 from jaxlens.cli.options import Json, ServingOptions, number, request, with_options
 from jaxlens.cli.tables import (
     print_json,
@@ -16,7 +17,7 @@ from jaxlens.cli.tables import (
     scaled,
     share,
 )
-from jaxlens.predictions import predict
+from jaxlens.intervals import coefficient_variance
 from jaxlens.recommendations import exact_estimate, reproduction
 from jaxlens.reproductions import Reproduction, as_content, said
 from jaxlens.requests import Request, check_memory, check_wall_plug
@@ -33,6 +34,8 @@ jaxlens predict meta-llama/Llama-3.1-70B-Instruct --gpu h100-sxm --tp 4 --batch 
 jaxlens predict openai/gpt-oss-120b --gpu b200-sxm --tp 2 --ep 2 -b 128 --json
 
 jaxlens predict ./config.json -g h200-sxm --weights fp8 --kv fp8 --clock 1410MHz
+
+jaxlens predict Qwen/Qwen3-8B -g h100-sxm -b 256 --arrivals 8 --burstiness 2
 
 jaxlens predict --from deployment.yaml --batch 32     (model, gpu, tp … from the file)
 
@@ -87,6 +90,9 @@ def command(
             metavar="RATIO",
         ),
     ] = None,
+    arrivals: Rate = None,
+    burstiness: Burstiness = 1.0,
+    prompt_cv: PromptSpread = 0.0,
     allow_oversubscribed: Annotated[
         bool,
         typer.Option(
@@ -105,11 +111,14 @@ def command(
     asked = request(options)
     check_wall_plug(host_watts, pue)
     recommended = recommendation(options.defaults)
-    estimate = (
-        predict(asked.model, asked.profile, asked.deployment, asked.workload)
-        if recommended is None
-        else exact_estimate(asked)
-    )
+    variance = None
+    if recommended is None:
+        parts = asked.model, asked.profile, asked.card
+        estimate, variance = coefficient_variance(
+            *parts, asked.deployment, asked.workload
+        )
+    else:
+        estimate = exact_estimate(asked)
     if estimate.memory_slack_bytes < 0.0 and not allow_oversubscribed:
         _check_memory(asked)
     wall = None
@@ -119,7 +128,11 @@ def command(
             0.0 if host_watts is None else host_watts,
             1.0 if pue is None else pue,
         )
-    numbers = answer(asked, estimate, wall)
+    numbers = answer(asked, estimate, wall, variance)
+    if arrivals is not None:
+        numbers["at_load"] = load_numbers(
+            asked, estimate, arrivals, burstiness, prompt_cv
+        )
     found = recommended and reproduction(recommended, asked, numbers)
     if found is not None:
         numbers["recommendation"] = as_content(found)
@@ -167,6 +180,8 @@ def _show(asked: Request, numbers: dict[str, Any]) -> None:
             for name, joules in causes.items()
         ],
     )
+    if "at_load" in numbers:
+        print_load(numbers["at_load"])
     _show_operations("decode", breakdown)
     print_notes(numbers["provenance"]["notes"])
 
