@@ -64,20 +64,21 @@ def operations(lowered: Any, size: int) -> dict[str, float]:
 def bare_kernel(counts: dict[str, float]) -> Callable[[Any, Any], Any]:
     """Returns `kernel(x, y)` over arrays that computes `counts` for each element.
 
-    Plain operations are pairs of a product and a sum; costly ones are spread among them.
+    Plain operations are pairs of a product and a sum; costly ones are spread evenly among
+    them, so that no two divisions meet and cancel.
     """
     costly = [kind for kind in COSTLY for _ in range(round(counts.get(kind, 0.0)))]
     pairs = max(round(counts["plain"] / 2.0) - CHAINS, 1)
-    order = np.random.default_rng(0).permutation(pairs + len(costly))
+    turns = pairs + len(costly)
+    spots = np.linspace(0, turns - 1, len(costly)).astype(int).tolist()
+    kinds = dict(zip(spots, np.random.default_rng(0).permutation(costly), strict=True))
 
     def kernel(x: Any, y: Any) -> Any:
         chains = [x * (0.1 * (number + 1)) + y for number in range(CHAINS)]
-        for turn, position in enumerate(order):
+        for turn in range(turns):
             value = chains[turn % CHAINS]
-            if position < pairs:
-                chains[turn % CHAINS] = value * x + y
-            else:
-                chains[turn % CHAINS] = COSTLY[costly[position - pairs]](value)
+            costs = COSTLY[kinds[turn]](value) if turn in kinds else value * x + y
+            chains[turn % CHAINS] = costs
         return sum(chains[1:], start=chains[0])
 
     return kernel

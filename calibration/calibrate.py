@@ -55,6 +55,8 @@ def calibrate(
     gpu: str | None = None,
     stack: str | None = None,
     strict: bool = False,
+    power: str | Path | None = None,
+    tensor_parallel: int | None = None,
     checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> Calibration:
@@ -66,11 +68,15 @@ def calibrate(
         gpu: Chip of tables without that column.
         stack: Stack of tables without that column.
         strict: Whether a bad row is an error instead of being set aside.
+        power: Log of watts, for one result of `vllm bench serve`.
+        tensor_parallel: GPUs of the engine of such a result.
         checkpoint: File to go on from after an interruption; gone in the end.
         progress: Called with a stage, what of it is done, of how much, and a detail.
     """
     options = options or Options()
-    tables = [read_table(p, gpu=gpu, stack=stack, strict=strict) for p in paths]
+    given: Any = {"gpu": gpu, "stack": stack, "strict": strict, "power": power}
+    given["tensor_parallel"] = tensor_parallel
+    tables = [read_table(path, **given) for path in paths]
     _check(tables)
     with jax.enable_x64(True):
         task = problem(tables)
@@ -83,12 +89,13 @@ def calibrate(
                 "calibrate: expected a finite loss, got none; "
                 "look for impossible rows with `jaxlens validate`."
             )
+        done = converged(found, options)
         validation = cross_validate(
             task,
             _folds(task),
             _refit(options),
             found.scores,
-            checkpoint=kept,
+            checkpoint=kept if done else None,
             progress=progress,
         )
         fitted = profiles(task, found, validation, tables, options)
@@ -99,7 +106,8 @@ def calibrate(
             profiles=tuple(fitted),
             report=_report(task, found, validation, tables, options),
         )
-    kept.remove()
+    if done:  # else more steps go on from here
+        kept.remove()
     return result
 
 

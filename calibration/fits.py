@@ -204,7 +204,7 @@ def _normal(
     pulled = jnp.einsum("grtc,rt->gc", own, r)
     bent = j * spread[..., None] ** (0.5 - power)
     curvature = jnp.einsum("grtc,rtd->gcd", own, bent)
-    moves = parameters.owners.T[:, :, None] * parameters.selector  # group, score, u
+    moves = jnp.einsum("sg,sc->gsc", parameters.owners, parameters.selector)
     gradient = jnp.einsum("gsc,gc->s", moves, pulled) + scores
     half = jnp.einsum("gsc,gcd->gsd", moves, curvature)
     hessian = jnp.einsum("gsd,gtd->st", half, moves) + jnp.eye(len(scores))

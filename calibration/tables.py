@@ -32,6 +32,8 @@ def read_table(
     gpu: str | None = None,
     stack: str | None = None,
     strict: bool = False,
+    power: str | Path | None = None,
+    tensor_parallel: int | None = None,
     known_model: Known | None = None,
     known_gpu: Known | None = None,
     chip_watts: ChipWatts | None = None,
@@ -48,6 +50,8 @@ def read_table(
         gpu: Chip of the rows that name none.
         stack: Serving stack of the rows that name none.
         strict: Raise on the first bad rows where otherwise they are set aside.
+        power: Log of watts over the run, for a result of `vllm bench serve`.
+        tensor_parallel: GPUs of the engine of such a result, which does not say.
         known_model: Whether a model id resolves; the catalogue where not given.
         known_gpu: Whether a chip id resolves; the catalogue where not given.
         chip_watts: Idle and TDP watts of a chip id; the catalogue where not given.
@@ -61,8 +65,11 @@ def read_table(
         "chip_watts": chip_watts,
     }
     data = read_bytes(path)
+    bench = {"power": power, "layout": _layout(tensor_parallel)}
+    bench = {name: value for name, value in bench.items() if value}
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
-        return _read_json(path, data, kind, checks)
+        return _read_json(path, data, kind, checks, bench)
+    _refuse(path, bench)
     if data[:4] != b"PAR1" and nccl_tests.matches(data):
         return nccl_tests.read(path, **checks)
     raw = read_columns(path)
@@ -72,14 +79,19 @@ def read_table(
 
 
 def _read_json(
-    path: str | Path, data: bytes, kind: str | None, checks: Mapping[str, Any]
+    path: str | Path,
+    data: bytes,
+    kind: str | None,
+    checks: Mapping[str, Any],
+    bench: Mapping[str, Any],
 ) -> Table:
     documents = read_json(data, where=path)
     first = documents[0]
+    if isinstance(first, dict) and "output_throughput" in first:
+        return vllm_bench.read(path, **bench, **checks)
+    _refuse(path, bench)
     if isinstance(first, dict) and "configurations" in first:
         return mlenergy.read(path, **checks)
-    if isinstance(first, dict) and "output_throughput" in first:
-        return vllm_bench.read(path, **checks)
     if isinstance(first, dict) and first and all(map(_is_number, first)):
         raw = _clock_curve(first, str(path), data, kind)
         stem = re.sub(r"_(supply_voltage|idle_power)$", "", Path(path).stem)
@@ -89,6 +101,21 @@ def _read_json(
         raise ValueError(f"{path}: expected JSON objects, got {str(records)[:40]!r}.")
     raw = from_records(records, source=str(path), data=data)
     return build_table(raw, kind=kind, **checks)
+
+
+def _layout(tensor_parallel: int | None) -> dict[str, Any]:
+    if tensor_parallel is None:
+        return {}
+    return {"gpus": tensor_parallel, "tensor_parallel": tensor_parallel}
+
+
+def _refuse(path: str | Path, bench: Mapping[str, Any]) -> None:
+    """Raises for a power log or a layout beside a table that has columns for them."""
+    if bench:
+        raise ValueError(
+            f"{path}: expected a result of `vllm bench serve` to go with a power log or "
+            f"a layout, got another table; give it columns of watts and GPUs."
+        )
 
 
 def _clock_curve(

@@ -13,6 +13,7 @@ from jaxlens.calibration import scores
 from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.serving_rows import predict_rows, serving_rows
 from jaxlens.calibration.tables import read_table
+from jaxlens.intervals import NORMAL_80, SCATTER, deviation
 from jaxlens.profiles import Profile, load_profile, load_profile_card, load_stack
 
 Predictions = Mapping[str, Any]  # arrays by quantity, NaN where nothing is said; notes
@@ -38,6 +39,7 @@ TARGETS: Mapping[str, Mapping[str, str]] = {
     "clocks_idle": {"power": "idle_watts"},
     "powercap": {"energy": "joules_per_output_token"},
 }
+MOST_LISTED = 20  # rows that are set aside, of each table
 NOISE_FLOOR = (
     "noise floor: three pairs of repeated ML.ENERGY v3 runs differ by 5-19 % in J/token"
 )
@@ -51,6 +53,7 @@ class Comparison:
     predicted: np.ndarray
     measured: np.ndarray
     known: np.ndarray  # which of all rows these are
+    deviation: np.ndarray | None = None  # of the logarithm, where intervals are known
 
 
 def validate(
@@ -62,6 +65,7 @@ def validate(
     gpu: str | None = None,
     stack: str | None = None,
     strict: bool = False,
+    **power: Any,
 ) -> dict[str, Any]:
     """Returns errors as fractions: overall, and by the values of the columns `by`.
 
@@ -73,8 +77,9 @@ def validate(
         gpu: Chip of tables without that column.
         stack: Stack of tables without that column.
         strict: Whether a bad row is an error instead of being set aside.
+        power: `power` and `tensor_parallel` of a benchmark's result, as in `read_table`.
     """
-    read = read_tables(tables, kind=kind, gpu=gpu, stack=stack, strict=strict)
+    read = read_tables(tables, kind=kind, gpu=gpu, stack=stack, strict=strict, **power)
     return report(read, [predict_table(table, profile) for table in read], by)
 
 
@@ -86,8 +91,9 @@ def read_tables(tables: Iterable[str | Path], **given: Any) -> list[Table]:
     kinds = dict.fromkeys(table.kind for table in read)
     if len(kinds) > 1:
         raise ValueError(
-            f"validate: expected tables of one kind, got {', '.join(kinds)}; "
-            f"validate each kind by itself."
+            f"validate: expected tables of one kind, got "
+            f"{', '.join(f'{Path(t.source).name} ({t.kind})' for t in read)}; "
+            f"validate each kind in a command of its own."
         )
     return read
 
@@ -110,12 +116,18 @@ def compared(
             [_said(p, column, len(t)) for p, t in zip(predicted, tables, strict=True)]
         )
         known = np.isfinite(measured) & np.isfinite(said) & (measured > 0.0)
+        spread = [p.get("deviations", {}).get(target) for p in predicted]
         if known.any():
             result[target] = Comparison(
                 column=column,
                 predicted=said[known],
                 measured=measured[known],
                 known=known,
+                deviation=(
+                    None
+                    if any(part is None for part in spread)
+                    else np.concatenate(spread)[known]
+                ),
             )
     return result
 
@@ -163,24 +175,43 @@ def report(
     kind = tables[0].kind
     by = _splits(tables, by)
     columns = {name: labels(tables, name) for name in by}
+    broken = sum(int(np.sum(_impossible(said))) for said in predicted)
     result: dict[str, Any] = {
         "kind": kind,
-        "rows": sum(len(table) for table in tables),
-        "skipped": sum(len(table.skipped) for table in tables),
+        "rows": sum(len(table) for table in tables) - broken,
+        "skipped": sum(len(table.skipped) for table in tables) + broken,
     }
     groups: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in by}
     for target, found in compared(tables, predicted).items():
         result[target] = scores.summary(found.predicted, found.measured)
+        every = np.ones(len(found.measured), bool)
+        result[target] |= _held(found, every)
         result.setdefault("spearman", result[target].pop("spearman"))
         for name, values in columns.items():
             split = scores.grouped(found.predicted, found.measured, values[found.known])
             for label, summary in split.items():
+                summary |= _held(found, values[found.known] == label)
                 group = groups[name].setdefault(label, {})
                 group["rows"] = max(group.get("rows", 0), summary.pop("rows"))
                 group[target] = summary
     result["by"] = groups
     result["notes"] = _notes(tables, predicted)
     return result
+
+
+def _held(found: Comparison, chosen: np.ndarray) -> dict[str, float]:
+    """Share of rows within their 80 % intervals, and the median width of those.
+
+    A width is (upper - lower) / predicted.
+    """
+    if found.deviation is None or not chosen.any():
+        return {}
+    half = NORMAL_80 * found.deviation[chosen]
+    missed = np.abs(np.log(found.predicted[chosen] / found.measured[chosen]))
+    return {
+        "coverage": float(np.mean(missed <= half)),
+        "median_width": float(np.median(2.0 * np.sinh(half))),
+    }
 
 
 def _splits(tables: Sequence[Table], by: Sequence[str]) -> tuple[str, ...]:
@@ -194,14 +225,34 @@ def _notes(tables: Sequence[Table], predicted: Sequence[Predictions]) -> list[st
     notes = [note for table in tables for note in table.notes]
     notes += [note for said in predicted for note in said.get("notes", ())]
     for table, said in zip(tables, predicted, strict=True):
+        broken = _impossible(said)
         silent = _unpredicted(table, said)
+        if broken.any():
+            silent &= ~broken
+            notes += [
+                f"set aside: {Path(table.source).name} row {number}: seconds = {seconds:g}: "
+                "less than its FLOPs take at the peak of its chip"
+                for number, seconds in zip(
+                    np.asarray(table.row_numbers)[broken][:MOST_LISTED],
+                    np.asarray(table["seconds"])[broken],
+                    strict=False,
+                )
+            ]
         if silent.any():
             notes.append(
                 f"{Path(table.source).name}: {int(silent.sum())} of {len(table)} rows "
                 f"cannot be predicted; {_cure(table, silent)}."
             )
-    notes += [f"set aside: {bad}" for table in tables for bad in table.skipped[:20]]
-    return [*dict.fromkeys(notes), NOISE_FLOOR]
+    notes += [
+        f"set aside: {bad}" for table in tables for bad in table.skipped[:MOST_LISTED]
+    ]
+    repeated = [NOISE_FLOOR] if tables[0].kind == "serving" else []
+    return [*dict.fromkeys(notes), *repeated]
+
+
+def _impossible(said: Predictions) -> np.ndarray:
+    """Rows that no chip can have run, where a prediction says which."""
+    return np.asarray(said.get("impossible", False), bool)
 
 
 def _unpredicted(table: Table, said: Predictions) -> np.ndarray:
@@ -267,6 +318,7 @@ def predict_serving(table: Table, profile: str | Path | None = None) -> Predicti
         for gpu, stack in zip(table["gpu"], table["stack"], strict=True)
     ]
     profiles = {pair: _profile(pair, profile) for pair in dict.fromkeys(pairs)}
+    cards = {pair: load_profile_card(*pair, profile) for pair in profiles}
     with jax.enable_x64(True):
         stacks = {name: load_stack(name) for name in dict.fromkeys(table["stack"])}
         rows = serving_rows(table, stacks)
@@ -278,6 +330,10 @@ def predict_serving(table: Table, profile: str | Path | None = None) -> Predicti
             "joules_per_output_token": np.asarray(said.joules_per_output_token),
             "latency_seconds": np.asarray(said.seconds_per_step),
             "watts": np.asarray(said.watts),
+            "deviations": {
+                name: np.array([deviation(cards[pair], name) for pair in pairs])
+                for name in SCATTER.values()
+            },
         }
 
 

@@ -255,7 +255,7 @@ def _level_crossing(
 
 @_level_crossing.defjvp
 def _level_crossing_jvp(primals, tangents):
-    slopes, offsets, shares, level = primals
+    slopes, offsets, shares, _ = primals
     d_slopes, d_offsets, d_shares, d_level = tangents
     y, log_phi = _level_crossing(*primals)
     slope = _log_phi(slopes * y - offsets)[1]

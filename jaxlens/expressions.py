@@ -16,6 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens.pytrees import pytree, static
+
 Scalar = Float[Array, ""] | float
 
 LONGEST = 500  # characters of one bound
@@ -37,12 +39,27 @@ COMPARISONS = (ast.LtE, ast.Lt, ast.GtE, ast.Gt, ast.Eq)
 GRAMMAR = "numbers, names, + - * / %, min(), max(), brackets, <= < >= > == and `and`"
 
 
+@pytree
+class Formula:
+    """A bound whose structure is static and whose numbers are traced."""
+
+    pattern: str = static()  # with names such as `_0` in the place of numbers
+    numbers: tuple[Scalar, ...]
+
+
 @dataclass(frozen=True)
 class Bound:
-    """A bound as it was written, and the names in it. Hashable: it is structure."""
+    """A bound as it was written, and the names in it."""
 
     text: str
     names: tuple[str, ...]
+
+    @property
+    def formula(self) -> Formula:
+        """The bound for compiled programs: other numbers are no other program."""
+        tree = _Numbered()
+        pattern = ast.unparse(tree.visit(ast.parse(self.text, mode="eval").body))
+        return Formula(pattern=pattern, numbers=tuple(tree.numbers))
 
 
 def bound(
@@ -81,13 +98,15 @@ def bound(
     return Bound(text=ast.unparse(renamed), names=used)
 
 
-def slack(bound: Bound, values: Mapping[str, Any]) -> Any:
+def slack(bound: Bound | Formula, values: Mapping[str, Any]) -> Any:
     """Returns the signed relative slack of a bound: negative where it is missed.
 
     The least of its comparisons; infinite values count as missed. Scalars or arrays.
     """
-    comparisons = _comparisons(_parsed(bound.text, bound.text))
-    found = [_compare(*parts, values) for parts in comparisons]
+    formula = bound.formula if isinstance(bound, Bound) else bound
+    numbers = {f"_{place}": value for place, value in enumerate(formula.numbers)}
+    tree = ast.parse(formula.pattern, mode="eval").body
+    found = [_compare(*parts, {**values, **numbers}) for parts in _comparisons(tree)]
     least = found[0]
     for other in found[1:]:
         least = jnp.minimum(least, other)
@@ -100,6 +119,17 @@ class _Renamed(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name(id=self.aliases.get(node.id, node.id), ctx=node.ctx)
+
+
+class _Numbered(ast.NodeTransformer):
+    """Puts names in the place of numbers."""
+
+    def __init__(self) -> None:
+        self.numbers: list[float] = []
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Name:
+        self.numbers.append(float(str(node.value)))
+        return ast.Name(id=f"_{len(self.numbers) - 1}", ctx=ast.Load())
 
 
 def _parsed(text: str, where: str) -> ast.expr:
@@ -176,8 +206,6 @@ def _compare(
 
 def _evaluated(tree: ast.expr, values: Mapping[str, Scalar]) -> Any:
     match tree:
-        case ast.Constant():
-            return float(str(tree.value))
         case ast.Name(id=name):
             return values[name]
         case ast.UnaryOp(op=operation, operand=operand):

@@ -25,10 +25,11 @@ from jaxlens.step_laws import StepLaw
 
 Scalar = Float[Array, ""] | float
 
-NEWTON_STEPS = 5
+STEPS, STEPS_WITH_EXPERTS = 3, 5  # of Newton's method
 BOUND_SOFTNESS = 0.01
 SERVED_SOFTNESS = 1e-4
 FEWEST = 1e-6  # of the capacity: keeps every ratio of rates finite without arrivals
+LEAST_FIXED = 0.01  # of a step, whatever it carries
 LEAST_BUDGET = 0.1  # of the token budget, left to prompts by the sequences
 
 
@@ -108,16 +109,14 @@ def occupancy(server: Server, rate: Scalar) -> Occupancy:
         sequence_seconds=sequence,
         prompt_seconds=prompt,
         prefill_utilisation=prefill,
-        crowding=jnp.maximum(
-            1.0, (1.0 - prefill) / (1.0 - prefill - served * decoded * sequence)
-        ),
+        crowding=jnp.maximum(1.0, (1.0 - prefill) * seconds / fixed),
     )
 
 
 def _requests_per_step(server: Server, rate: Scalar, most: Scalar) -> Scalar:
     """The root of x = rate t(x) up to `most`, by Newton's method from above."""
     found = most
-    for _ in range(NEWTON_STEPS):
+    for _ in range(STEPS if server.law.experts is None else STEPS_WITH_EXPERTS):
         seconds, slope = _mean_step(server, found)
         excess = found - rate * seconds
         found = found - excess / jnp.maximum(1.0 - rate * slope, 0.01)
@@ -126,35 +125,37 @@ def _requests_per_step(server: Server, rate: Scalar, most: Scalar) -> Scalar:
 
 
 def _mean_step(server: Server, started: Scalar) -> tuple[Scalar, Scalar]:
-    """Mean seconds of a step in which `started` requests start, and its derivative.
-
-    Experts are read by decode-only steps and by those that carry prompts: x / (1 + x).
-    """
+    """Mean seconds of a step in which `started` requests start, and its derivative."""
     law, decoded = server.law, server.output_tokens - 1.0
     sequences = started * decoded
-    capped = jnp.minimum(sequences, law.slots)
-    token = law.prompt_token(capped)
-    rise = law.prompt_token(1.0) - law.prompt_token(0.0)
-    carrying = started / (1.0 + started)
-    few = law.experts_read(sequences)
-    many = law.experts_read(sequences + server.prompt_tokens)
-    seconds = (
-        law.fixed
-        + law.per_sequence * sequences
-        + token * started * server.prompt_tokens
-        + law.experts * (few + carrying * (many - few))
-    )
-    thinning = law.expert_tokens / (
-        (sequences + law.expert_tokens) * (sequences + law.expert_tokens)
-    )
-    plain = 1.0 - carrying
-    slope = (
-        law.per_sequence * decoded
-        + token * server.prompt_tokens
-        + rise * decoded * started * server.prompt_tokens
-        + law.experts * (plain * thinning * decoded + plain * plain * (many - few))
-    )
+    prompt = law.prompt_token(jnp.minimum(sequences, law.slots)) * server.prompt_tokens
+    rise = (law.per_prompt_token_full - law.per_prompt_token) / law.slots
+    rise = rise * server.prompt_tokens * started
+    experts, per_sequence, per_prompt = _experts(server, started, sequences)
+    seconds = law.fixed + law.per_sequence * sequences + prompt * started + experts
+    slope = decoded * (law.per_sequence + per_sequence + rise) + prompt + per_prompt
     return seconds, slope
+
+
+def _experts(
+    server: Server, started: Scalar, sequences: Scalar
+) -> tuple[Scalar, Scalar, Scalar]:
+    """Seconds for experts in the mean step; more for a sequence, and for a prompt.
+
+    Steps that carry prompts, a share of x / (1 + x), read nearly all experts.
+    """
+    law = server.law
+    if law.experts is None:
+        return 0.0, 0.0, 0.0
+    reach = sequences + law.expert_tokens
+    few = sequences / reach
+    more = law.experts_read(sequences + server.prompt_tokens) - few
+    plain = 1.0 / (1.0 + started)
+    return (
+        law.experts * (few + (1.0 - plain) * more),
+        law.experts * plain * law.expert_tokens / (reach * reach),
+        law.experts * plain * plain * more,
+    )
 
 
 def _tangent(
@@ -163,14 +164,9 @@ def _tangent(
     """Fixed, per sequence and per prompt: the affine law that touches the mean step."""
     law, decoded = server.law, server.output_tokens - 1.0
     sequences = jnp.minimum(started * decoded, law.slots)
-    reach = sequences + law.expert_tokens
-    sequence = law.per_sequence + law.experts * law.expert_tokens / (reach * reach) / (
-        1.0 + started
-    )
-    sequence = jnp.maximum(sequence, 0.0)
-    few = law.experts_read(sequences)
-    many = law.experts_read(sequences + server.prompt_tokens)
+    _, per_sequence, per_prompt = _experts(server, started, sequences)
+    sequence = jnp.maximum(law.per_sequence + per_sequence, 0.0)
     prompt = law.prompt_token(sequences) * server.prompt_tokens
-    prompt = jnp.maximum(prompt + law.experts * (many - few) / (1.0 + started), 0.0)
+    prompt = jnp.maximum(prompt + per_prompt, 0.0)
     rest = seconds - started * (decoded * sequence + prompt)
-    return jnp.maximum(rest, 0.01 * seconds), sequence, prompt
+    return jnp.maximum(rest, LEAST_FIXED * seconds), sequence, prompt

@@ -16,6 +16,7 @@ from jaxlens.economics import Tariff
 from jaxlens.expressions import Bound
 from jaxlens.knob_values import Values, axis
 from jaxlens.limits import BUDGETS, Limits
+from jaxlens.profile_files import CHIPS, read_entry
 from jaxlens.questions import FIELDS, Question, deployment_space, question
 from jaxlens.queueing import Arrivals
 from jaxlens.requests import Request, has_network, prepare
@@ -168,14 +169,17 @@ def _axes(knobs: Mapping[str, Values], request: Request) -> dict[str, Axis]:
     return {name: axis(name, values) for name, values in given.items()}
 
 
-def _rates(rates: Tariffs | None, *names: str) -> Tariff:
+def _rates(rates: Tariffs | None, gpu: str, chip: str) -> Tariff:
+    """Prices of a GPU by the name that it was given, by its id or by another alias."""
     if rates is None or isinstance(rates, Tariff):
         return rates or Tariff()
-    for name in names:
-        if name in rates:
-            return rates[name]
+    if gpu in rates:
+        return rates[gpu]
+    for name, tariff in rates.items():
+        if read_entry(CHIPS, name).id == chip:
+            return tariff
     raise ValueError(
-        f"prices: expected one for {names[-1]}, got {', '.join(rates) or 'none'}; add it."
+        f"prices: expected one for {chip}, got {', '.join(rates) or 'none'}; add it."
     )
 
 

@@ -116,7 +116,7 @@ def capped_slowdown(
 def _watts_and_slope(
     draw: Draw, slowdown: Scalar, clock_hz: Scalar, chip: Chip
 ) -> tuple[Scalar, Scalar]:
-    """Mean watts and their derivative in the slowdown s, without any 1 / s:
+    """Mean watts and their derivative in the slowdown s, without any 1 / s.
 
     P(s) = P_idle u^1.5 + s (v^2 (s_busy a + E_flop) + E_other) / w
 

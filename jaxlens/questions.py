@@ -19,10 +19,10 @@ from jaxlens.device_layouts import (
     layout_columns,
 )
 from jaxlens.economics import Tariff
-from jaxlens.expressions import Bound
+from jaxlens.expressions import Bound, Formula
 from jaxlens.limits import BUDGETS, Limits
 from jaxlens.profiles import Profile
-from jaxlens.pytrees import pytree, static
+from jaxlens.pytrees import pytree
 from jaxlens.queueing import Arrivals
 from jaxlens.spaces import (
     Axis,
@@ -116,7 +116,7 @@ class Question:
     hertz: Scalar = 0.0  # 1: the axis `clock` is in hertz
     over_all_replicas: Scalar = 0.0  # 1: the axis `sequences` is the batch
     soft: Mapping[str, Scalar]  # 1: the power budget of that name excludes nothing
-    bounds: tuple[Bound, ...] = static(default=())
+    bounds: tuple[Formula, ...] = ()
 
 
 def deployment_space(listed: tuple[Layout, ...], **axes: Axis) -> Space:
@@ -166,7 +166,7 @@ def question(
         hertz=float(hertz),
         over_all_replicas=float(over_all_replicas),
         soft={name: float(name in soft) for name in BUDGETS},
-        bounds=bounds,
+        bounds=tuple(bound.formula for bound in bounds),
     )
 
 

@@ -104,7 +104,7 @@ def at_load(
 
     The batch of the deployment is the limit of sequences in flight, not their number.
     Differentiable in every float, also without arrivals and in overload; prices one decode
-    step beside `predict` (two with experts) and adds some 500 operations.
+    step beside `predict` (two with experts) and adds some 900 operations.
 
     Args:
         model: What is served.
@@ -202,7 +202,7 @@ def _token_tails(
     skew = (NORMAL_99 * NORMAL_99 - 1.0) / 6.0 * variance / prompts
     beyond = prompts + NORMAL_99 * jnp.sqrt(variance) + skew
     most = mean.sequences + crowd.variance
-    most = most + NORMAL_99 * jnp.sqrt(mean.sequences * crowd.variance)
+    most = most + NORMAL_99 * jnp.sqrt(mean.sequences * crowd.variance + SMALLEST)
     most = smooth_min(most, server.slots, SOFTNESS)
     full = mean.fixed_seconds + mean.sequence_seconds * most
     full = full + mean.prompt_seconds / steps_filled(mean)

@@ -32,7 +32,7 @@ class StepLaw:
     per_sequence: Scalar
     per_prompt_token: Scalar  # of a lone prefill
     per_prompt_token_full: Scalar  # beside `slots` sequences
-    experts: Scalar = 0.0
+    experts: Scalar | None = None  # None: there are none
     expert_tokens: Scalar = 1.0
     slots: Scalar = 1.0
 
@@ -47,12 +47,11 @@ class StepLaw:
 
     def at(self, sequences: Scalar, prompt_tokens: Scalar = 0.0) -> Scalar:
         """Returns what a step of `sequences` and `prompt_tokens` takes."""
-        return (
-            self.fixed
-            + self.per_sequence * sequences
-            + self.prompt_token(sequences) * prompt_tokens
-            + self.experts * self.experts_read(sequences + prompt_tokens)
-        )
+        plain = self.fixed + self.per_sequence * sequences
+        plain = plain + self.prompt_token(sequences) * prompt_tokens
+        if self.experts is None:
+            return plain
+        return plain + self.experts * self.experts_read(sequences + prompt_tokens)
 
 
 def step_laws(
@@ -190,21 +189,25 @@ def _decode_law(
     counts: list[Scalar], decode: list[Scalar], expert_tokens: Scalar | None
 ) -> StepLaw:
     """The law through decode steps of `counts` sequences; prompts cost nothing."""
-    scale: Scalar = 1.0
-    experts: Scalar = 0.0
-    if expert_tokens is None:
-        slope = (decode[1] - decode[0]) / (counts[1] - counts[0])
-    else:
-        scale = expert_tokens
-        low, middle, high = (count + scale for count in counts)
-        first = (decode[1] - decode[0]) / (middle - low)
-        second = (decode[2] - decode[1]) / (high - middle)
-        # Divided differences of n / (n + h) are h / ((n + h) (m + h)).
-        experts = (first - second) * low * middle * high / (scale * (high - low))
-        slope = second - experts * scale / (middle * high)
     slots = counts[-1]
+    if expert_tokens is None:
+        slope = (decode[1] - decode[0]) / (slots - counts[0])
+        return StepLaw(
+            fixed=decode[1] - slope * slots,
+            per_sequence=slope,
+            per_prompt_token=0.0,
+            per_prompt_token_full=0.0,
+            slots=slots,
+        )
+    scale = expert_tokens
+    low, middle, high = (count + scale for count in counts)
+    first = (decode[1] - decode[0]) / (middle - low)
+    second = (decode[2] - decode[1]) / (high - middle)
+    # Divided differences of n / (n + h) are h / ((n + h) (m + h)).
+    experts = (first - second) * low * middle * high / (scale * (high - low))
+    slope = second - experts * scale / (middle * high)
     return StepLaw(
-        fixed=decode[-1] - slope * slots - experts * slots / (slots + scale),
+        fixed=decode[2] - slope * slots - experts * slots / high,
         per_sequence=slope,
         per_prompt_token=0.0,
         per_prompt_token_full=0.0,

@@ -58,6 +58,7 @@ def solve(
     """
     chip = request.profile.chip
     _check_names(problem)
+    _check_effort(starts, rounded)
     variables = {
         name: _checked(name, of_chip(variable, chip))
         for name, variable in problem.variables.items()
@@ -103,12 +104,27 @@ def solve_function(
     Written with jax.numpy and defined in a module, so that it is compiled once. Gradients
     are automatic here.
     """
+    _check_effort(starts, rounded)
+    for name, variable in problem.variables.items():
+        if variable.values is not None and not variable.values.size:
+            raise ValueError(
+                f"{name}: expected values that are known without a chip, got supported "
+                f"clocks; list them with one_of."
+            )
     evaluator = Evaluator(function, shared, tuple(problem.variables))
     relaxation = Relaxation(
         problem, problem.variables, evaluator, positive=frozenset(), automatic=True
     )
     search = Search(relaxation, starts)
     return account(search, search.run(rounded))
+
+
+def _check_effort(starts: int, rounded: int) -> None:
+    if min(starts, rounded) < 1:
+        raise ValueError(
+            f"search: expected at least one start and one branch to round, got {starts} "
+            f"and {rounded}."
+        )
 
 
 def _check_names(problem: Problem) -> None:

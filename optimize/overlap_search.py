@@ -5,10 +5,10 @@ Stages, SMs and batch are relaxed (logarithms in a box); lanes descend
     w log t + (1 - w) log E
 
 for several weights w and every tensor-parallel degree, with staging and without, all in one
-vmapped Adam. Every optimum is rounded to the corners around it, also at similar batches. What no
-other candidate beats is then surrounded: all neighbours of members one step away in a knob are
-priced until no member has a neighbour left that was not (Pareto local search). What remains is
-the front. A single stage takes no SMs away, so it is only ever asked with the most of them.
+vmapped Adam. Every optimum is rounded to the corners around it, also at similar batches. What
+no other candidate beats is then surrounded: all neighbours of members one step away in a knob
+are priced until no member has a neighbour left that was not (Pareto local search). What remains
+is the front. A single stage takes no SMs away, so it is only ever asked with the most of them.
 
 Source: L. Paquete, M. Chiarandini, T. Stuetzle, "Pareto local optimum sets in the biobjective
 traveling salesman problem", 2004 (the neighbourhood rule).

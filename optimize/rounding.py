@@ -21,7 +21,7 @@ from jaxlens.optimize.relaxations import Relaxation
 from jaxlens.optimize.solvers import excess, relax
 
 WINDOW = (-2, -1, 0, 1, 2, 3)  # values around a relaxed one, from the one below
-DIVE_STEPS = 8
+DIVE_STEPS = 6
 MOST_PRODUCT = 6  # discrete variables whose roundings are all tried
 ROUNDS = 60
 EQUAL_DIGITS = 9  # of the scaled objective
@@ -253,7 +253,19 @@ class Rounding:
             DIVE_STEPS,
             np.repeat(prices[None], count, axis=0),
         )
-        rows = [row for centre in found.coordinates for row in self._corners(centre)]
+        # A relaxed optimum bounds its roundings.
+        best = self.best_known(branch)
+        rank = (math.inf, math.inf) if best is None else best.rank[:2]
+        missed = found.excess(self.relaxation.hard)
+        missed = np.where(missed <= MISSED, 0.0, missed)
+        rows = [
+            row
+            for centre, by, promised in zip(
+                found.coordinates, missed, found.objective, strict=True
+            )
+            if (by, promised) < rank
+            for row in self._corners(centre)
+        ]
         self.evaluate(branch, rows)
 
     def _polish(self, best: Candidate) -> Candidate:

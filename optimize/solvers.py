@@ -20,24 +20,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxlens.optimize.quadratic_models import model, plan, psi
 from jaxlens.optimize.relaxations import Slopes
 
 FIRST_RADIUS = 0.3  # of the trust region, in coordinates
 FIRST_PENALTY = 10.0
 LARGEST_PENALTY = 1e8
-# Of the model's linear slacks, over its curvature: one for each round of multipliers.
-MODEL_PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
 HARD_WEIGHT = 1e6  # largest multiplier of a hard limit, scaled
 STEPS = 40
 SMALL_STEP = 1e-4  # coordinates: ends a lane that meets its limits
 SMALL_EXCESS = 1e-6  # a limit that is missed by less counts as met
 USED_UP = 1e-4  # slack of a limit that may have a price
 SMALLEST_RADIUS = 1e-7
-RIDGE = 1e-13  # so that no system is singular
 NOISE = 1e-13  # relative: of a merit
 PATIENCE = 3  # small steps that do not help, until a lane gives up
-NEWTON_STEPS = 3  # on the model, for each of its rounds of multipliers
-SHORTENINGS = np.array([1.0, 0.5, 0.2, 0.05, 0.01, 0.0])
 
 Rows = Float[np.ndarray, "lane free"]
 # Gradients are asked for where coordinates can move.
@@ -112,6 +108,8 @@ def relax(
 
 
 class _State:
+    """All lanes: where they are, multipliers, penalties, curvatures and radii."""
+
     def __init__(self, look, starts, lanes, low, high, weights) -> None:
         self.look, self.lanes = look, lanes
         self.low, self.high = low, high
@@ -137,7 +135,7 @@ class _State:
         run = np.flatnonzero(self.running)
         x, at = self.x[run], _rows(self.at, run)
         radius = self.radius[run, None].copy()
-        step, m = _plan(
+        step, m = plan(
             at,
             self.curvature[run],
             self.m[run],
@@ -145,7 +143,7 @@ class _State:
             np.maximum(self.low[run] - x, -radius),
             np.minimum(self.high[run] - x, radius),
         )
-        ahead = _model(at, self.curvature[run], step)
+        ahead = model(at, self.curvature[run], step)
         before, foreseen = self._foresee(run, at, ahead, m)
         near = self.look(x + step, self.lanes[run], self.moves[run])
         gain = before - self._merit(near, m, self.rho[run])
@@ -192,8 +190,8 @@ class _State:
 
     def _merit(self, at: Slopes, m, rho):
         pull = m - rho[:, None] * at.slacks
-        psi = _psi(pull, self.weights) - 0.5 * m * m
-        return at.objective + (psi / rho[:, None]).sum(axis=1)
+        bends = psi(pull, self.weights) - 0.5 * m * m
+        return at.objective + (bends / rho[:, None]).sum(axis=1)
 
     def _defined(self, at: Slopes):
         return (
@@ -271,89 +269,3 @@ class _State:
 
 def _rows(at: Slopes, rows) -> Slopes:
     return Slopes(**{name: value[rows] for name, value in vars(at).items()})
-
-
-def _psi(pull, weights):
-    """Integral of clip(pull, 0, weight): quadratic, then linear."""
-    inside = np.clip(pull, 0.0, weights)
-    return inside * (pull - 0.5 * inside)
-
-
-def _model(at: Slopes, curvature, step) -> Slopes:
-    """What the model says of objective and slacks after a step."""
-    bent = np.einsum("lf,lfg,lg->l", step, curvature, step)
-    rise = np.einsum("lf,lf->l", at.objective_slope, step)
-    return Slopes(
-        objective=at.objective + rise + 0.5 * bent,
-        slacks=at.slacks + np.einsum("lmf,lf->lm", at.slack_slope, step),
-        objective_slope=at.objective_slope,
-        slack_slope=at.slack_slope,
-    )
-
-
-def _plan(at: Slopes, curvature, m, weights, low, high):
-    """The best step of the model in a box, and the multipliers of its slacks."""
-    size = np.abs(curvature).max(axis=(1, 2), initial=0.0)
-    step = np.clip(np.zeros_like(low), low, high)
-    for penalty in MODEL_PENALTIES:
-        rho = penalty * (1.0 + size)[:, None]
-        step = _descend(at, curvature, m, rho, weights, step, low, high)
-        slacks = at.slacks + np.einsum("lmf,lf->lm", at.slack_slope, step)
-        m = np.clip(m - rho * slacks, 0.0, weights)
-    return step, m
-
-
-def _descend(at: Slopes, curvature, m, rho, weights, step, low, high):
-    """Newton steps on the coordinates that no bound holds, shortened where needed.
-
-    One direction knows the slacks that are used up now, another those at its end as well.
-    """
-    count, free = step.shape
-    for _ in range(NEWTON_STEPS if free else 0):
-        used = _used(at, m, rho, weights, step)
-        first = _newton(at, curvature, m, rho, weights, step, low, high, used)
-        end = np.clip(step + first, low, high)
-        later = used | _used(at, m, rho, weights, end)
-        second = _newton(at, curvature, m, rho, weights, step, low, high, later)
-        if max(np.abs(first).max(), np.abs(second).max()) < 1e-12:
-            break
-        away = np.concatenate([first[None], second[None]])
-        tried = step + SHORTENINGS[:, None, None, None] * away
-        tried = np.clip(tried.reshape(-1, count, free), low, high)
-        value = _values(at, curvature, m, rho, weights, tried)
-        step = tried[np.argmin(value, axis=0), np.arange(count)]
-    return step
-
-
-def _pull(at: Slopes, m, rho, step):
-    return m - rho * (at.slacks + np.einsum("lmf,lf->lm", at.slack_slope, step))
-
-
-def _used(at: Slopes, m, rho, weights, step):
-    """Which slacks the model has used up after a step."""
-    pull = _pull(at, m, rho, step)
-    return (pull > 0.0) & (pull < weights)
-
-
-def _newton(at: Slopes, curvature, m, rho, weights, step, low, high, used):
-    """A step to where the model is flat, with the limits in `used` as equations."""
-    jacobian = at.slack_slope
-    pull = _pull(at, m, rho, step)
-    w = np.where(used, pull, np.clip(pull, 0.0, weights))
-    rate = at.objective_slope + np.einsum("lfg,lg->lf", curvature, step)
-    rate = rate - np.einsum("lm,lmf->lf", w, jacobian)
-    bend = np.einsum("lm,lmf,lmg->lfg", rho * used, jacobian, jacobian) + curvature
-    held = ((step <= low) & (rate > 0.0)) | ((step >= high) & (rate < 0.0))
-    both = ~held[:, :, None] & ~held[:, None]
-    size = 1.0 + np.abs(bend).max(axis=(1, 2), initial=0.0)[:, None, None]
-    unit = np.eye(step.shape[1])
-    matrix = np.where(both, bend, 0.0) + np.where(both, RIDGE * size, 1.0) * unit
-    return np.linalg.solve(matrix, np.where(held, 0.0, -rate)[..., None])[..., 0]
-
-
-def _values(at: Slopes, curvature, m, rho, weights, steps):
-    """Merit of the model after each of several steps of each lane."""
-    pull = m - rho * (at.slacks + np.einsum("lmf,tlf->tlm", at.slack_slope, steps))
-    psi = (_psi(pull, weights) / rho).sum(axis=2)
-    bent = np.einsum("tlf,lfg,tlg->tl", steps, curvature, steps)
-    return np.einsum("tlf,lf->tl", steps, at.objective_slope) + 0.5 * bent + psi

@@ -212,17 +212,19 @@ def test_bounds_rule_out_and_are_named_when_nothing_is_left():
     watts = found.columns["watts_per_gpu"] * found.columns["gpus"]
     expected = (found.columns["tensor_parallel"] == 2) & (watts <= 300.0 * (1 + 1e-6))
     np.testing.assert_array_equal(kept, expected)
+    before = compilations(outcome)
     tight = search_space(
         tp=2,
         dp=1,
         clock_share=1.0,
         sequences="512,1024",
-        where=["watts_per_gpu * gpus <= 300"],
+        where=["watts_per_gpu * gpus <= 250"],
     )
     none = explore("Qwen/Qwen3-8B", ["h100-sxm"], WORKLOAD, space=tight, max_gpus=2)
     index = exploring.nearest(none)
     assert exploring.best(none, 1) == []
-    assert exploring.missed_bounds(none, index) == ["watts_per_gpu * gpus <= 300"]
+    assert exploring.missed_bounds(none, index) == ["watts_per_gpu * gpus <= 250"]
+    assert compilations(outcome) == before  # other numbers are no other program
 
 
 def test_what_a_chip_cannot_do_is_ruled_out():

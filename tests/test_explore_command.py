@@ -76,6 +76,21 @@ def test_pools_stand_beside_the_best_without(capsys):
     assert pair["prefill"]["gpu"] == pair["decode"]["gpu"] == "h100-sxm"
 
 
+def test_a_layout_that_the_engine_refuses_says_why(capsys):
+    assert main([*QUESTION[:-1], "4", "--set", "tp=3"]) == 2
+    assert "a divisor of 32 attention heads" in capsys.readouterr().err
+
+
+def test_prices_go_by_any_name_of_a_chip(capsys):
+    narrow = ["--set", "tp=1", "--objective", "cost"]
+    costs = []
+    for price in ("2", "h100=2", "h100-sxm=2"):
+        assert main([*QUESTION, *narrow, "--gpu-price", price, "--json"]) == 0
+        best = json.loads(capsys.readouterr().out)["best"][0]
+        costs.append(best["dollars_per_million_output_tokens"])
+    assert costs[0] == costs[1] == costs[2]
+
+
 def test_full_output_is_left_as_parquet(capsys, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `sweep`")
     folder = tmp_path / "all"

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from jaxlens.optimize.evaluators import compilations
 from jaxlens.optimize.optima import solve_function
 from jaxlens.optimize.problems import Problem, at_least, at_most
+from jaxlens.optimize.quadratic_models import plan
+from jaxlens.optimize.relaxations import Slopes
 from jaxlens.optimize.variables import (
     Variable,
     clocks,
@@ -22,6 +24,8 @@ from jaxlens.optimize.variables import (
     supported_clocks,
 )
 from jaxlens.profiles import load_profile
+
+PARTS = 8
 
 
 def valley(shared, values):
@@ -47,6 +51,12 @@ def bowl(shared, values):
 def two_wells(shared, values):
     x = values["x"]
     return {"depth": (x * x - 4.0) ** 2 + 0.5 * x, "x": x}
+
+
+def shares(shared, values):
+    x = jnp.stack([values[f"x{part}"] for part in range(PARTS)])
+    cost = jnp.sum(shared["saved"] / x + shared["cost"] * x)
+    return {"cost": cost, "total": jnp.sum(x)}
 
 
 def level(shared, values):
@@ -231,6 +241,61 @@ def test_real_variables_are_solved_again_beside_whole_ones(at, least):
     assert found.objective == pytest.approx(best, rel=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_is_split_among_many_as_dynamic_programming_does(seed):
+    random = np.random.default_rng(seed)
+    saved, cost = random.uniform(1.0, 100.0, PARTS), random.uniform(0.01, 1.0, PARTS)
+    budget = int(random.integers(20, 50))
+    problem = Problem(
+        minimise="cost",
+        variables={f"x{part}": integer(1, 40) for part in range(PARTS)},
+        limits={"total": at_most(budget)},
+    )
+    found = solve_function(problem, shares, {"saved": saved, "cost": cost})
+    least = np.full(budget + 1, np.inf)
+    least[0] = 0.0
+    for part in range(PARTS):
+        before, least = least, np.full(budget + 1, np.inf)
+        for x in range(1, min(40, budget) + 1):
+            price = saved[part] / x + cost[part] * x
+            least[x:] = np.minimum(least[x:], before[: budget + 1 - x] + price)
+    assert found.objective == pytest.approx(least.min(), rel=1e-3)
+    assert found.multipliers["total"] > 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    slope=st.tuples(tenths(-5, 5), tenths(-5, 5)),
+    row=st.tuples(tenths(-2, 2), tenths(-2, 2)),
+    slack=tenths(-1, 1),
+)
+def test_a_step_is_the_best_of_its_model(slope, row, slack):
+    # One limit, curvature 2 and 1: compared with a fine grid of steps.
+    curvature = np.diag([2.0, 1.0])
+    at = Slopes(
+        objective=np.zeros(1),
+        slacks=np.array([[slack]]),
+        objective_slope=np.array([slope]),
+        slack_slope=np.array([[row]]),
+    )
+    box = np.full((1, 2), 0.5)
+    step, price = plan(
+        at, curvature[None], np.zeros((1, 1)), np.full(1, 1e6), -box, box
+    )
+    axis = np.linspace(-0.5, 0.5, 201)
+    tried = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+    def value(steps):
+        return steps @ np.array(slope) + 0.5 * np.sum(steps @ curvature * steps, axis=1)
+
+    met = slack + tried @ np.array(row) >= -1e-9
+    assert np.abs(step).max() <= 0.5
+    if met.any():
+        assert slack + step[0] @ np.array(row) >= -1e-3
+        assert value(step)[0] <= value(tried[met]).min() + 1e-3
+    assert price[0, 0] >= 0.0
+
+
 def test_enumerated_variables_alone_are_counted_out():
     problem = Problem(
         minimise="height",
@@ -299,6 +364,18 @@ def test_clocks_are_those_of_the_chip():
         (
             lambda: solve_function(Problem(minimise="cost", variables=PLANE), valley),
             "expected a quantity such as height",
+        ),
+        (
+            lambda: solve_function(
+                Problem(minimise="x", variables={"x": supported_clocks()}), two_wells
+            ),
+            "x: expected values that are known without a chip",
+        ),
+        (
+            lambda: solve_function(
+                Problem(minimise="height", variables=PLANE), valley, starts=0
+            ),
+            "search: expected at least one start",
         ),
     ],
 )

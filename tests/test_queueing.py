@@ -217,14 +217,14 @@ def test_gradients_are_finite_everywhere():
         server(0.01, 1e-4, 1e-5, 1.0, 8192.0, 1.0, output=1.0),
         server(0.01, 1e-4, 1e-5, 64.0, 8192.0, 512.0, output=1.0),
     ]
-    for dtype in (np.float32, np.float64):
-        for of in cases:
-            single = jax.tree.map(dtype, of)
-            for load in (0.0, 0.5, 0.99, 1.0, 1.5):
-                for burstiness in (0.0, 1.0, 4.0):
-                    rate = dtype(load * capacity(of))
-                    found = gradient(single, rate, dtype(burstiness))
-                    assert np.all(np.isfinite(jax.tree.leaves(found)))
+    # In float32, as sweeps run: what underflows there is safe in float64 too.
+    for of in cases:
+        single = jax.tree.map(np.float32, of)
+        for load in (0.0, 0.5, 0.99, 1.0, 1.5):
+            for burstiness in (0.0, 1.0, 4.0):
+                rate = np.float32(load * capacity(of))
+                found = gradient(single, rate, np.float32(burstiness))
+                assert np.all(np.isfinite(jax.tree.leaves(found)))
 
 
 def test_gradients_match_finite_differences():

@@ -15,7 +15,9 @@ from jaxlens.profiles import load_profile
 def predict_forward(
     table: Table, profile_for: str | Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns seconds and joules of every row; NaN for rows that no chip can have run.
+    """Returns seconds and joules of every row, and which rows no chip can have run.
+
+    Predictions of such rows are NaN.
 
     Args:
         table: Rows of the kind `forward`.
@@ -30,6 +32,6 @@ def predict_forward(
         )
         said = jax.jit(price)(rows, per_row.chip, per_row.stack)
         seconds, joules = np.array(said.seconds), np.array(said.joules)
-    broken = impossible(table)
+    broken = impossible(table, rows)
     seconds[broken], joules[broken] = np.nan, np.nan
-    return {"seconds": seconds, "joules": joules}
+    return {"seconds": seconds, "joules": joules, "impossible": broken}

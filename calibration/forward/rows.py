@@ -87,13 +87,17 @@ def eager_items(description: Model, load: Load) -> list[Item]:
     return items(bare, Deployment(fused=False), load, ("prefill",))
 
 
-def impossible(table: Table) -> np.ndarray:
+def impossible(table: Table, rows: ForwardRows | None = None) -> np.ndarray:
     """Returns which rows claim more FLOPs per second than their chip has at its clock.
 
     A pass that ran out of memory ends early and leaves such a row.
+
+    Args:
+        table: Forward passes.
+        rows: The same, as `forward_rows` gives them; found here by default.
     """
     with jax.enable_x64(True):
-        rows = forward_rows([table])
+        rows = forward_rows([table]) if rows is None else rows
     found = np.zeros(len(table), bool)
     flop = np.asarray(rows.step.work.flop) * np.asarray(rows.step.layers)
     mix = jax.tree.map(np.asarray, rows.step.work.mix)

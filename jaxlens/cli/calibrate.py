@@ -27,6 +27,8 @@ jaxlens predict MODEL --gpu h100-sxm --profile profile.toml
 
 jaxlens calibrate gemm.parquet moe.parquet --out kernels/    formulas of kernels
 
+jaxlens calibrate bench.json --power nvidia-smi.csv --gpu h100-sxm --stack vllm --tp 2
+
 Rows are steady-state serving runs, forward passes or kernels, as `jaxlens validate` reads
 them. Coefficients that the runs cannot tell apart keep their priors. Errors of serving
 runs are reported on architectures that were left out of the fit.
@@ -51,6 +53,17 @@ def command(
     ] = None,
     stack: Annotated[
         str | None, typer.Option(help="Stack of tables without that column.")
+    ] = None,
+    power: Annotated[
+        Path | None,
+        typer.Option(
+            help="Power log (NVML, nvidia-smi or Zeus CSV) of a `vllm bench serve` result.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option("--tp", help="GPUs of the engine of such a result.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting points.")] = 0,
     starts: Annotated[int, typer.Option(help="Starting points.", min=1)] = 2,
@@ -81,7 +94,13 @@ def command(
     from jaxlens.calibration.table_fits import kind_of
     from jaxlens.calibration.tables import read_table
 
-    given: Any = {"gpu": gpu, "stack": stack, "strict": strict}
+    given: Any = {
+        "gpu": gpu,
+        "stack": stack,
+        "strict": strict,
+        "power": power,
+        "tensor_parallel": tensor_parallel,
+    }
     kind = kind_of([read_table(path, **given) for path in tables])
     if kind != "serving":
         return _other_fit(kind, tables, out, as_json, **given)

@@ -29,7 +29,7 @@ PRICED = {
 def content(result: ExploreResult, rows: list[int]) -> dict[str, Any]:
     """Returns everything that was found; `rows` are the deployments to list."""
     found: dict[str, Any] = {
-        "model": result.requests[0].shape.name,
+        "model": ", ".join(dict.fromkeys(one.shape.name for one in result.requests)),
         "objective": result.objective,
         "deployments": result.size,
         "feasible": result.feasible_count,

@@ -74,10 +74,10 @@ LIMITS = {
 
 def show(result: ExploreResult, rows: list[int], content: dict[str, Any]) -> None:
     """Prints the best deployments, how they compare, and how to run the first."""
-    winner, asked = content["winner"], result.requests[0]
+    winner = content["winner"]
+    stacks = ", ".join(dict.fromkeys(one.card.stack for one in result.requests))
     print_line(
-        f"{content['model']} under {asked.card.stack}: {_traffic(result)}, "
-        f"{_limits(result)}",
+        f"{content['model']} under {stacks}: {_traffic(result)}, {_limits(result)}",
         style="bold",
     )
     others = [i for i in exploring.best_of_each_gpu(result) if i not in rows]
@@ -109,6 +109,8 @@ def no_answer(result: ExploreResult) -> str:
     )
     bounds = exploring.missed_bounds(result, index)
     missed += f" ({'; '.join(bounds)})" if bounds else ""
+    if "layout" in entry["misses"]:
+        missed += f" ({_problem(result, index)})"
     alone = exploring.ruled_out_by_one(result)
     killers = sorted((r for r in REASONS if alone[r]), key=lambda r: -alone[r])
     cure = (
@@ -122,6 +124,12 @@ def no_answer(result: ExploreResult) -> str:
         f"Nearest: {cells[0]}, {cells[1]}, batch {cells[2]}, {cells[3]} MHz, with "
         f"TPOT {cells[5]} ms and TTFT {cells[6]} ms, misses {missed}."
     )
+
+
+def _problem(result: ExploreResult, index: int) -> str:
+    """Why an engine refuses a layout."""
+    kind, layout = (int(result.columns[name][index]) for name in ("gpu", "layout"))
+    return result.layouts[kind][layout].problem.rstrip(".")
 
 
 def _cells(entry: dict[str, Any], priced: list[str]) -> list[str]:

@@ -77,6 +77,17 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse tables with bad rows.")
     ] = False,
+    power: Annotated[
+        Path | None,
+        typer.Option(
+            help="Power log (NVML, nvidia-smi or Zeus CSV) of a `vllm bench serve` result.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option("--tp", help="GPUs of the engine of such a result.", min=1),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +105,14 @@ def command(
     """
     columns = tuple(name.strip() for name in by.split(",") if name.strip())
     validation = importlib.import_module("jaxlens.calibration.validation")
-    asked = {"kind": kind, "gpu": gpu, "stack": stack, "strict": strict or None}
+    asked = {
+        "kind": kind,
+        "gpu": gpu,
+        "stack": stack,
+        "strict": strict or None,
+        "power": power,
+        "tensor_parallel": tensor_parallel,
+    }
     given = {name: value for name, value in asked.items() if value is not None}
     if plot is not None:
         from jaxlens.cli.pictures import check_picture
@@ -216,6 +234,13 @@ def _show(found: Mapping[str, Any]) -> None:
             print_line(f"rank correlation of {name}: {_number(value)}")
     elif rank is not None:
         print_line(f"rank correlation: {_number(rank)}")
+    for name in targets:
+        part = found.get(name) or {}
+        if "coverage" in part:
+            print_line(
+                f"80 % intervals of {name} hold {share(part['coverage'])} of rows, "
+                f"median width {share(part['median_width'])}"
+            )
     print_line(f"rows used {found['rows']}, set aside {_count(found['skipped'])}")
     if "plot" in found:
         print_line(f"picture: {found['plot']}")
