@@ -28,6 +28,7 @@ from jaxlens.calibration.calibrating import (
     random_folds,
     solve,
 )
+from jaxlens.calibration.coverage import coverage
 from jaxlens.calibration.fits import Options
 from jaxlens.calibration.tables import read_table
 
@@ -96,10 +97,12 @@ def main() -> None:
         fit = solve(task, options)
         refit = Options(**{**vars(options), **REFIT})
         for name, labels in folds(task).items():
-            left_out = cross_validate(task, labels, refit, fit.scores).residuals
+            validation = cross_validate(task, labels, refit, fit.scores)
+            left_out = validation.residuals
             result[name] = error_report(task, left_out, by="table")
             if name == "architecture":
                 result["choice"] = choices(task, left_out, "mlenergy-v3")
+                result["coverage"] = coverage(task, validation)
     result["seconds"] = time.perf_counter() - started
     print(json.dumps(result, indent=2))
 

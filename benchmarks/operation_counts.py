@@ -36,6 +36,7 @@ COSTLY: dict[str, Callable[[Any], Any]] = {
     "power": lambda x: x**x,
 }
 CHAINS = 8
+COSTLY_AT_ONCE = 40
 LINE = re.compile(r"^\s*(?:ROOT )?%?\S+ = \(?f\d+\[([\d,]*)\]\S* ([a-z][\w-]*)\(")
 DOT = re.compile(r"f\d+\[([\d,]*)\]")
 
@@ -61,7 +62,7 @@ def operations(lowered: Any, size: int) -> dict[str, float]:
     }
 
 
-def bare_kernel(counts: dict[str, float]) -> Callable[[Any, Any], Any]:
+def bare_kernel(counts: dict[str, float]) -> Callable[[Any, Any, Any], Any]:
     """Returns `kernel(x, y)` over arrays that computes `counts` for each element.
 
     Plain operations are pairs of a product and a sum; costly ones are spread evenly among
@@ -73,12 +74,27 @@ def bare_kernel(counts: dict[str, float]) -> Callable[[Any, Any], Any]:
     spots = np.linspace(0, turns - 1, len(costly)).astype(int).tolist()
     kinds = dict(zip(spots, np.random.default_rng(0).permutation(costly), strict=True))
 
-    def kernel(x: Any, y: Any) -> Any:
-        chains = [x * (0.1 * (number + 1)) + y for number in range(CHAINS)]
+    def kernel(x: Any, y: Any, start: Any) -> Any:
+        chains = [start * (0.1 * (number + 1)) + y for number in range(CHAINS)]
         for turn in range(turns):
             value = chains[turn % CHAINS]
             costs = COSTLY[kinds[turn]](value) if turn in kinds else value * x + y
             chains[turn % CHAINS] = costs
-        return sum(chains[1:], start=chains[0])
+        return sum(chains[1:], start=chains[0]) * (1.0 / CHAINS)
+
+    return kernel
+
+
+def limit(counts: dict[str, float]) -> Callable[[Any, Any], Any]:
+    """Returns a loop over a small bare kernel that computes `counts` in total.
+
+    A loop body of thousands of operations would not be turned into vector instructions.
+    """
+    costly = sum(number for kind, number in counts.items() if kind != "plain")
+    parts = max(1, round(costly / COSTLY_AT_ONCE))
+    part = bare_kernel({kind: number / parts for kind, number in counts.items()})
+
+    def kernel(x: Any, y: Any) -> Any:
+        return jax.lax.fori_loop(0, parts, lambda _, value: part(x, y, value), x)
 
     return kernel

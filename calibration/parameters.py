@@ -117,12 +117,13 @@ def parameters(
     )
     known = list(cards)
     scores, owners = _scores(known, freedom)
+    groups: Any = np.array([known.index(pair) for pair in pairs])
     prior: Any = np.stack([fixed[name] for name in names], axis=1)
     return Parameters(
         scores=scores,
         coefficients=names,
         owners=owners,
-        groups=np.array([known.index(pair) for pair in pairs]),
+        groups=groups,
         selector=_selector(scores, names, spread.mean(axis=0)),
         prior=prior,
         spread=spread,

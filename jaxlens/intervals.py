@@ -141,7 +141,9 @@ def _axes(card: ProfileCard) -> tuple[tuple[str, ...], np.ndarray]:
 LEFT_OUT = ("stack.chunk_tokens", "stack.memory_share", "stack.overhead_bytes")
 
 
-def _moved(profile: Profile, names: tuple[str, ...], shift: jax.Array) -> Profile:
+def _moved(
+    profile: Profile, names: tuple[str, ...], shift: jax.Array | np.ndarray
+) -> Profile:
     """The profile with the logarithms of `names` shifted; arrays where shifts are."""
     chip, stack = {}, {}
     for position, name in enumerate(names):

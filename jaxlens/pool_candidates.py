@@ -96,7 +96,8 @@ class Candidates:
     def load(self, indices: np.ndarray) -> PoolLoad:
         """Returns the loads of some candidates, as arrays."""
         names = [field.name for field in fields(PoolLoad)]
-        return PoolLoad(**{name: self.columns[name][indices] for name in names})
+        columns: Any = {name: self.columns[name][indices] for name in names}
+        return PoolLoad(**columns)
 
 
 def candidates(

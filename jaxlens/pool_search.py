@@ -222,9 +222,10 @@ def _pairs(
     count: int,
 ) -> tuple[tuple[PoolPair, ...], int, dict[str, int]]:
     """The best pairs over all kinds of GPUs, how many were judged, what they missed."""
-    tail = limits.ttft_p99_seconds < UNLIMITED
+    tail = bool(limits.ttft_p99_seconds < UNLIMITED)
     found: list[Ranked] = []
-    compared, missed = 0, dict.fromkeys(("gpus", "ttft", "ttft_p99", "tpot"), 0)
+    compared = 0
+    missed: dict[str, int] = {}
     for first, second in product(firsts, seconds):
         left = _survivors(first, objective, limits, tail)
         right = _survivors(second, objective, limits, tail)
@@ -233,16 +234,15 @@ def _pairs(
         both = _joined(first, left, second, right)
         met = np.ones((left.size, right.size), bool)
         for name, slack in _slacks(both, limits, max_gpus).items():
-            missed[name] += int((slack < 0.0).sum())
+            missed[name] = missed.get(name, 0) + int((slack < 0.0).sum())
             met &= slack >= 0.0
         compared += met.size
         score = np.where(met, getattr(both, objective), np.nan)
         for flat in top_k(score.ravel(), TRIED * count):
             row, column = divmod(int(flat), right.size)
             ends = (first, int(left[row]), second, int(right[column]))
-            found.append(
-                (float(score[row, column]), float(both.gpus[row, column]), *ends)
-            )
+            gpus = float(np.asarray(both.gpus)[row, column])
+            found.append((float(score[row, column]), gpus, *ends))
     found.sort(key=lambda item: item[:2])
     return _distinct(found, count), compared, missed
 

@@ -193,25 +193,15 @@ def _loaded(
     kv_bytes: Scalar,
     port_bytes: Scalar,
 ) -> PoolLoad:
+    """A pool of `server`s; `held` is what a sequence keeps in memory there."""
     chip, layout = pool.profile.chip, pool.deployment
     groups = pool.replicas * layout.data_parallel
-    lanes = groups * layout.pipeline_parallel
     group = layout.tensor_parallel * layout.pipeline_parallel
-    found: LoadEstimate = server_load(
-        server,
-        arrivals.requests_per_second / lanes,
-        1.0 + (arrivals.burstiness - 1.0) / lanes,
-        joules,
-        static_watts(requested_clock(chip, layout), chip),
-        lanes,
-        groups * group,
-    )
-    port = port_bytes / chip.network_bytes_per_s
+    gpus = groups * group
+    found = _served(pool, server, joules, arrivals, gpus)
     per_request = found.joules_per_output_token * server.output_tokens
-    tariff, gpus = pool.tariff, groups * group
-    served = per_request / (found.watts_per_gpu * gpus)  # seconds between requests
-    wall = tariff.pue * (per_request + tariff.host_watts * gpus * served)
-    rent = gpus * served * tariff.dollars_per_gpu_second
+    wall, dollars = _economics(pool.tariff, per_request, found.watts_per_gpu)
+    port = port_bytes / chip.network_bytes_per_s
     space = memory(model, chip, pool.profile.stack, layout, held)
     return PoolLoad(
         utilisation=found.utilisation,
@@ -235,8 +225,35 @@ def _loaded(
         link_watts=group * chip.link_watts,
         kv_bytes=kv_bytes,
         wall_joules_per_request=wall,
-        dollars_per_request=rent + wall * tariff.dollars_per_joule,
+        dollars_per_request=dollars,
     )
+
+
+def _served(
+    pool: Pool, server: Server, joules: StepLaw, arrivals: Arrivals, gpus: Scalar
+) -> LoadEstimate:
+    """All servers of a pool under their random share of the arrivals."""
+    chip, layout = pool.profile.chip, pool.deployment
+    lanes = pool.replicas * layout.data_parallel * layout.pipeline_parallel
+    return server_load(
+        server,
+        arrivals.requests_per_second / lanes,
+        1.0 + (arrivals.burstiness - 1.0) / lanes,
+        joules,
+        static_watts(requested_clock(chip, layout), chip),
+        lanes,
+        gpus,
+    )
+
+
+def _economics(
+    tariff: Tariff, joules: Scalar, watts_per_gpu: Scalar
+) -> tuple[Scalar, Scalar]:
+    """Joules at the wall and dollars, of what takes `joules` of the GPUs."""
+    gpu_seconds = joules / watts_per_gpu
+    wall = tariff.pue * (joules + tariff.host_watts * gpu_seconds)
+    rent = gpu_seconds * tariff.dollars_per_gpu_second
+    return wall, rent + wall * tariff.dollars_per_joule
 
 
 def joined(

@@ -44,6 +44,17 @@ class Wait:
 
 
 @pytree
+class SharedStep:
+    """Rest of a step, and prompts of the next: seconds in all, and what they vary by."""
+
+    seconds: Scalar
+    variance: Scalar
+    seen: Scalar  # seconds of the step in progress
+    together: Scalar  # other prompts in the next step
+    count_variance: Scalar  # of their number
+
+
+@pytree
 class FirstToken:
     """Parts of a TTFT without the slot; moments of what varies."""
 
@@ -115,33 +126,14 @@ def first_token(
 
     While the budget does not bind, a prompt waits for the rest of the step in progress and is
     carried by the next, with all that arrived in the same step. A prompt that fills steps
-    alone waits for half a decode step, and for those before it (`_prefill_wait`).
+    alone waits for half a decode step, and for those before it (`prefill_wait`).
     """
-    step, prompt, rate = mean.step_seconds, mean.prompt_seconds, mean.served_rate
-    prefill, fill = mean.prefill_utilisation, mean.prompt_share
-    prompts = 1.0 + server.prompt_tokens_cv * server.prompt_tokens_cv
-    seen = (
-        step + crowd.step_variance / step
-    )  # the step in progress, biased to long ones
-    third = prompt * prompt * prompt / (mean.chunks * mean.chunks)
-    third = third * mean.requests_per_step * (3.0 * prompts - 2.0)
-    third = third / (1.0 - prefill * prefill * prefill)
-    cube = step * step + 3.0 * crowd.step_variance + third / step  # E[t^3] / E[t]
-    companions = clusters.companions(seen)
-    together = rate * seen + companions
-    shared = 0.5 * seen + prompt * together
-    steps_variance = jnp.maximum(cube - seen * seen, 0.0)
-    count = rate * seen * crowd.dispersion * crowd.dispersion
-    count = count / (1.0 - prefill * prefill) + companions
-    shared_variance = (
-        cube / 3.0
-        - 0.25 * seen * seen
-        + prompt * prompt * prompts * count
-        + prefill * (1.0 + prefill) * steps_variance
-    )
+    prompts = server.prompt_tokens_cv * server.prompt_tokens_cv
+    shared = _shared_step(server, mean, clusters, crowd)
+    fill = mean.prompt_share
     decode = mean.fixed_seconds + mean.sequence_seconds * crowd.running
-    step_wait = crowd.busy * ((1.0 - fill) * shared + fill * 0.5 * decode)
-    square = (1.0 - fill) * (shared * shared + shared_variance)
+    step_wait = crowd.busy * ((1.0 - fill) * shared.seconds + fill * 0.5 * decode)
+    square = (1.0 - fill) * (shared.seconds * shared.seconds + shared.variance)
     square = crowd.busy * (square + fill * decode * decode / 3.0)
     before = prefill_wait(server, mean, clusters)
     # A prompt that starts within a step ends within one: half a step more.
@@ -151,15 +143,46 @@ def first_token(
         square
         - step_wait * step_wait
         + before.mean * (2.0 * before.seconds_if_any - before.mean)
-        + prompt * prompt * (prompts - 1.0)
+        + mean.prompt_seconds * mean.prompt_seconds * prompts
         + crowd.busy * jitter * jitter * crowd.running * crowd.variance
     )
     return FirstToken(
-        own=chunks * decode + prompt,
+        own=chunks * decode + mean.prompt_seconds,
         step_wait=step_wait,
         prefill_wait=before.mean,
         variance=variance,
-        third=_third_moment(server, mean, crowd, before, seen, together, count),
+        third=_third_moment(server, mean, crowd, before, shared),
+    )
+
+
+def _shared_step(
+    server: Server, mean: Occupancy, clusters: Clusters, crowd: Crowd
+) -> SharedStep:
+    """The rest of the step in progress, and prompts that arrive in it and share the next."""
+    step, prompt, rate = mean.step_seconds, mean.prompt_seconds, mean.served_rate
+    prefill = mean.prefill_utilisation
+    prompts = 1.0 + server.prompt_tokens_cv * server.prompt_tokens_cv
+    seen = step + crowd.step_variance / step  # biased to long steps
+    third = prompt * prompt * prompt / (mean.chunks * mean.chunks)
+    third = third * mean.requests_per_step * (3.0 * prompts - 2.0)
+    third = third / (1.0 - prefill * prefill * prefill)
+    cube = step * step + 3.0 * crowd.step_variance + third / step  # E[t^3] / E[t]
+    companions = clusters.companions(seen)
+    count = rate * seen * crowd.dispersion * crowd.dispersion
+    count = count / (1.0 - prefill * prefill) + companions
+    variance = (
+        cube / 3.0
+        - 0.25 * seen * seen
+        + prompt * prompt * prompts * count
+        + prefill * (1.0 + prefill) * jnp.maximum(cube - seen * seen, 0.0)
+    )
+    together = rate * seen + companions
+    return SharedStep(
+        seconds=0.5 * seen + prompt * together,
+        variance=variance,
+        seen=seen,
+        together=together,
+        count_variance=count,
     )
 
 
@@ -168,24 +191,23 @@ def _third_moment(
     mean: Occupancy,
     crowd: Crowd,
     before: Wait,
-    seen: Scalar,
-    together: Scalar,
-    count: Scalar,
+    step: SharedStep,
 ) -> Scalar:
     """Third central moment of a TTFT without the slot: what makes its tail long.
 
     The rest of a step is uniform, or none with an idle server; prompts that share a step
-    are `together`, with variance `count`, like a gamma distribution; prompts before it make
+    are like a gamma distribution; prompts before it make
     a wait that is zero or exponential.
     """
     fill, busy, prompt = mean.prompt_share, crowd.busy, mean.prompt_seconds
     squared = server.prompt_tokens_cv * server.prompt_tokens_cv
     cubed = prompt * prompt * prompt
     idle = 1.0 - busy
-    rest = 0.25 * busy * idle * idle * seen * seen * seen
+    rest = 0.25 * busy * idle * idle * step.seen * step.seen * step.seen
     long_steps = 0.25 * cubed * prompt * mean.requests_per_step / mean.step_seconds
+    count = step.count_variance
     shared = 2.0 * cubed * (1.0 + 3.0 * squared) * count * count
-    shared = shared / (together + SMALLEST) + long_steps
+    shared = shared / (step.together + SMALLEST) + long_steps
     waits, exponential = before.probability, before.seconds_if_any
     line = waits * (6.0 - waits * (6.0 - 2.0 * waits))
     line = line * exponential * exponential * exponential

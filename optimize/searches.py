@@ -19,6 +19,7 @@ WORTH = 1e-4  # relative: a branch that promises less than this is left alone
 MOST_CORNERS = 3  # free variables whose corners are all looked at
 PROMISING = 0.03  # scaled: branches this near the best are searched further
 FEW = 3
+MOST_CENTRES = 3  # relaxed optima of a branch that are rounded
 RESCALINGS = 3
 
 
@@ -163,7 +164,7 @@ class Search:
         self.bests[branch] = min(found, self.bests[branch], key=lambda c: c.rank)
 
     def _distinct(self, lanes: list[int]) -> list[int]:
-        """Lanes that have ended elsewhere than better ones, within 1 %; three at most."""
+        """Lanes that have ended elsewhere than better ones, within 1 %; few at most."""
         assert self.relaxed is not None
         chosen: list[int] = []
         for lane in lanes:
@@ -178,7 +179,7 @@ class Search:
             hopeless = (missed, objective) > (first[0], first[1] + 0.02)
             if not chosen or not (near or hopeless):
                 chosen.append(lane)
-        return chosen[:3]
+        return chosen[:MOST_CENTRES]
 
 
 def _spread(count: int, free: int) -> list[np.ndarray]:

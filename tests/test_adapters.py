@@ -136,6 +136,21 @@ def test_vllm_bench_with_a_log_of_nvidia_smi(tmp_path):
     assert {name: table[name][0] for name in expected} == pytest.approx(expected)
 
 
+def test_any_reader_takes_the_power_log_and_the_gpus_of_a_benchmark(tmp_path):
+    path = tmp_path / "result.json"
+    silent = {name: value for name, value in VLLM.items() if name != "tensor_parallel"}
+    path.write_text(json.dumps(silent))
+    power = smi_log(tmp_path / "power.csv")
+    given = {"gpu": "h100-sxm", "stack": "vllm-0.11", **CHECKS}
+    table = read_table(path, power=power, tensor_parallel=2, **given)
+    assert table["watts"][0] == pytest.approx(600.0)
+    assert table["tensor_parallel"][0] == 2.0
+    plain = tmp_path / "runs.csv"
+    plain.write_text("model,gpu\nm,h100-sxm\n")
+    with pytest.raises(ValueError, match="vllm bench serve"):
+        read_table(plain, power=power, **given)
+
+
 def test_vllm_bench_without_power_and_with_one_result_per_line(tmp_path):
     path = tmp_path / "results.json"
     second = {**VLLM, "mean_e2el_ms": 2000.0, "output_lens": [100, 300]}

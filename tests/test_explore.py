@@ -367,6 +367,7 @@ def test_a_recommendation_is_explained(result):
     first, second, *_ = exploring.best(result, 2)
     why = exploring.explain(result, first)
     assert why.runner_up == second
+    assert why.margin is not None
     assert why.margin >= 0.0
     assert "tpot" in why.binds
 

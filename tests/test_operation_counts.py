@@ -44,6 +44,6 @@ def test_a_bare_kernel_does_what_it_is_asked_for():
         "log": 3.0,
         "exponential": 4.0,
     }
-    found = counts(bare_kernel(asked), ARRAY, ARRAY)
+    found = counts(bare_kernel(asked), ARRAY, ARRAY, ARRAY)
     assert found.pop("plain") == pytest.approx(asked.pop("plain"), rel=0.1)
     assert found == asked

@@ -26,6 +26,7 @@ from jaxlens.optimize.variables import (
 from jaxlens.profiles import load_profile
 
 PARTS = 8
+MET = 1e-9  # limits are met to that
 
 
 def valley(shared, values):
@@ -210,7 +211,7 @@ def test_rounding_is_exhaustive_enough_and_never_worse_than_the_nearest_point(
     costs = {}
     for x, y in product(range(-10, 11), repeat=2):
         answers = bowl(shared, {"x": float(x), "y": float(y)})
-        if answers["line"] >= least and answers["product"] <= most:
+        if answers["line"] >= least - MET and answers["product"] <= most + MET:
             costs[x, y] = float(answers["cost"])
     assert found.feasible == bool(costs)
     if not costs:
@@ -263,11 +264,14 @@ def test_a_budget_is_split_among_many_as_dynamic_programming_does(seed):
     assert found.multipliers["total"] > 0.0
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    slope=st.tuples(tenths(-5, 5), tenths(-5, 5)),
-    row=st.tuples(tenths(-2, 2), tenths(-2, 2)),
-    slack=tenths(-1, 1),
+@pytest.mark.parametrize(
+    ("slope", "row", "slack"),
+    [
+        ((-3.0, -1.0), (-1.0, -1.0), 0.3),  # held by the limit
+        ((1.0, 1.0), (1.0, 0.5), -0.2),  # brought back within it
+        ((0.4, -0.2), (0.5, 0.5), 1.0),  # free
+        ((2.0, -2.0), (0.0, 1.0), 1.0),  # held by the box
+    ],
 )
 def test_a_step_is_the_best_of_its_model(slope, row, slack):
     # One limit, curvature 2 and 1: compared with a fine grid of steps.

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from jaxlens.cli.options import Json, number, option
+from jaxlens.cli.options import Json, with_options
+from jaxlens.cli.pools_options import PoolsOptions, limits, network, workload
 from jaxlens.cli.tables import (
     print_json,
     print_line,
@@ -16,17 +17,13 @@ from jaxlens.cli.tables import (
     scaled,
     share,
 )
-from jaxlens.deployments import UNLIMITED, Workload
+from jaxlens.deployments import UNLIMITED
 from jaxlens.economics import tariff
-from jaxlens.limits import Limits
 from jaxlens.pool_search import PoolPair, PoolsResult, best_pools
 from jaxlens.pools import Pool, PoolLoad
-from jaxlens.quantities import quantity
 from jaxlens.queueing import Arrivals
-from jaxlens.requests import check_workload
 
 NOTHING_FEASIBLE = 2
-TRIED, TRAFFIC, LIMITS, MONEY = "What is tried", "Traffic", "Limits", "Money"
 OBJECTIVES = {
     "energy": "joules_per_output_token",
     "cost": "dollars_per_million_output_tokens",
@@ -59,187 +56,16 @@ COLUMNS = (
 )
 
 
-def _gpus(name: str, use: str) -> Any:
-    return option(name, help=f"Chip ids to {use} on, with commas.", panel=TRIED)
-
-
-def command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="HuggingFace id, or path of a config.json.", show_default=False
-        ),
-    ],
-    prefill_gpu: Annotated[str, _gpus("--prefill-gpu", "prefill")],
-    decode_gpu: Annotated[str, _gpus("--decode-gpu", "decode")],
-    arrivals: Annotated[
-        float,
-        number(
-            "--arrivals",
-            help="Requests per second, over all replicas.",
-            panel=TRAFFIC,
-            metavar="RATE",
-        ),
-    ],
-    burstiness: Annotated[
-        float,
-        number(
-            "--burstiness",
-            help="Squared coefficient of variation of the gaps between requests.",
-            panel=TRAFFIC,
-            metavar="RATIO",
-            default="1, Poisson",
-        ),
-    ] = 1.0,
-    prompt: Annotated[
-        float,
-        number(
-            "--prompt",
-            help="Prompt tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="1024",
-        ),
-    ] = 1024.0,
-    output: Annotated[
-        float,
-        number(
-            "--output",
-            help="Mean output tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="256",
-        ),
-    ] = 256.0,
-    output_cv: Annotated[
-        float,
-        number(
-            "--output-cv",
-            help="Coefficient of variation of output lengths.",
-            panel=TRAFFIC,
-            metavar="RATIO",
-            default="0.5",
-        ),
-    ] = 0.5,
-    ttft: Annotated[
-        str | None,
-        option("--ttft", help="Limit on the mean TTFT, such as 1s.", panel=LIMITS),
-    ] = None,
-    ttft_p99: Annotated[
-        str | None,
-        option("--ttft-p99", help="Limit on the p99 of TTFT.", panel=LIMITS),
-    ] = None,
-    tpot: Annotated[
-        str | None,
-        option("--tpot", help="Limit on the mean TPOT, such as 30ms.", panel=LIMITS),
-    ] = None,
-    max_gpus: Annotated[
-        int,
-        option("--max-gpus", help="Most GPUs of both pools together.", panel=LIMITS),
-    ] = 16,
-    objective: Annotated[
-        str,
-        option("--objective", help="energy, cost or gpus.", panel=LIMITS),
-    ] = "energy",
-    prefill_price: Annotated[
-        float,
-        number(
-            "--prefill-price",
-            help="Dollars per hour of a GPU that prefills.",
-            panel=MONEY,
-            metavar="DOLLARS",
-            default="0",
-        ),
-    ] = 0.0,
-    decode_price: Annotated[
-        float,
-        number(
-            "--decode-price",
-            help="Dollars per hour of a GPU that decodes.",
-            panel=MONEY,
-            metavar="DOLLARS",
-            default="0",
-        ),
-    ] = 0.0,
-    weights: Annotated[
-        str | None,
-        option("--weights", help="Format of weights, such as fp8.", panel=TRIED),
-    ] = None,
-    kv: Annotated[
-        str | None, option("--kv", help="Format of the KV cache.", panel=TRIED)
-    ] = None,
-    stack: Annotated[
-        str | None,
-        option("--stack", help="Serving stack, id or TOML file.", panel=TRIED),
-    ] = None,
-    network: Annotated[
-        str | None,
-        option(
-            "--network",
-            help="Rate between nodes per GPU, such as 400Gb/s; default: the chip's.",
-            panel=TRIED,
-        ),
-    ] = None,
-    top: Annotated[int, option("--top", help="Pairs to show.", panel=LIMITS)] = 5,
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare/--no-compare",
-            help="Also search deployments without pools on the same GPUs.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = True,
-    as_json: Json = False,
-) -> None:
+@with_options(PoolsOptions)
+def command(options: PoolsOptions, as_json: Json = False) -> None:
     """The best pair of a prefill pool and a decode pool, beside the best without pools.
 
     Each pool has its own GPU, layout, clock, batch and replicas; KV caches move between
     them over the network. Latencies are those at the rate of arrivals, with queueing.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
-        )
-    if objective == "cost" and prefill_price == decode_price == 0.0:
-        raise ValueError(
-            "objective: expected prices for cost, got none; "
-            "give --prefill-price and --decode-price."
-        )
     started = time.perf_counter()
     with _progress(hidden=as_json) as progress:
-        result = best_pools(
-            model,
-            _listed(prefill_gpu),
-            _listed(decode_gpu),
-            Arrivals(requests_per_second=arrivals, burstiness=burstiness),
-            check_workload(
-                Workload(
-                    prompt_tokens=prompt,
-                    output_tokens=output,
-                    output_tokens_cv=output_cv,
-                )
-            ),
-            Limits(
-                ttft_seconds=_seconds(ttft, "ttft"),
-                ttft_p99_seconds=_seconds(ttft_p99, "ttft p99"),
-                tpot_seconds=_seconds(tpot, "tpot"),
-            ),
-            max_gpus=max_gpus,
-            objective=OBJECTIVES[objective],
-            prefill_tariff=tariff(dollars_per_gpu_hour=prefill_price),
-            decode_tariff=tariff(dollars_per_gpu_hour=decode_price),
-            weights=weights,
-            kv=kv,
-            stack=stack,
-            network_bytes_per_s=(
-                None
-                if network is None
-                else quantity(network, "bytes/s", where="network")
-            ),
-            count=top,
-            compare=compare,
-            progress=progress,
-        )
+        result = _searched(options, progress)
     found = content(result)
     found["seconds_elapsed"] = time.perf_counter() - started
     if as_json:
@@ -250,17 +76,45 @@ def command(
         raise typer.Exit(NOTHING_FEASIBLE)
 
 
+def _searched(
+    options: PoolsOptions, progress: Callable[[int], None] | None
+) -> PoolsResult:
+    objective = options.objective
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
+        )
+    if objective == "cost" and options.prefill_price == options.decode_price == 0.0:
+        raise ValueError(
+            "objective: expected prices for cost, got none; "
+            "give --prefill-price and --decode-price."
+        )
+    arrivals = Arrivals(
+        requests_per_second=options.arrivals, burstiness=options.burstiness
+    )
+    return best_pools(
+        options.model,
+        _listed(options.prefill_gpu),
+        _listed(options.decode_gpu),
+        arrivals,
+        workload(options),
+        limits(options),
+        max_gpus=options.max_gpus,
+        objective=OBJECTIVES[objective],
+        prefill_tariff=tariff(dollars_per_gpu_hour=options.prefill_price),
+        decode_tariff=tariff(dollars_per_gpu_hour=options.decode_price),
+        weights=options.weights,
+        kv=options.kv,
+        stack=options.stack,
+        network_bytes_per_s=network(options),
+        count=options.top,
+        compare=options.compare,
+        progress=progress,
+    )
+
+
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _seconds(text: str | None, where: str) -> float:
-    if text is None:
-        return UNLIMITED
-    seconds = quantity(text, "seconds", where=where)
-    if not seconds > 0.0:
-        raise ValueError(f"{where}: expected seconds above 0, got {seconds:g}.")
-    return seconds
 
 
 @contextmanager
