@@ -140,7 +140,8 @@ def grid(
             f"got {low:g}:{high:g}:{count}{':log' if log else ''}."
         )
     if log:
-        return choices(np.geomspace(low, high, count).tolist(), where=where)
+        ratios = np.geomspace(low, high, count).tolist()
+        return choices((float(f"{value:.12g}") for value in ratios), where=where)
     count = _counted(where, count)
     return Values(low=float(low), step=(high - low) / (count - 1), count=count)
 

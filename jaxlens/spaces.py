@@ -107,7 +107,8 @@ def log_grid(name: str, low: float, high: float, count: int) -> Axis:
             f"{name}: expected 0 < low < high and at least two values, "
             f"got {count} from {low} to {high}."
         )
-    return choices(name, np.geomspace(low, high, count).tolist())
+    ratios = np.geomspace(low, high, count).tolist()
+    return choices(name, [float(f"{value:.12g}") for value in ratios])
 
 
 def tabled(axis: Axis) -> Axis:

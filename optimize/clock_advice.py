@@ -289,7 +289,7 @@ def _phase_clocks(
     switch_seconds: float,
 ) -> PhaseClocks:
     """The best pair of clocks by trying all pairs, and the best single clock."""
-    chip, layout = request.profile.chip, request.deployment
+    chip = request.profile.chip
     decode = table.phases["decode"]
     other = table.phases["mixed" if schedule == "interleaved" else "prefill"]
     weights, switches = _turns(request, table, schedule)

@@ -107,3 +107,14 @@ def test_gradients_of_an_eager_step_are_finite():
     numeric = float(seconds(1.0 + 1e-5) - seconds(1.0 - 1e-5)) / 2e-5
     assert np.isfinite(slope)
     assert slope == pytest.approx(numeric, rel=1e-3)
+
+
+def test_prompts_of_a_step_cost_the_host_their_own_time():
+    stack = load_profile("h100-sxm").stack
+    plain = Load(decode_sequences=8.0)
+    more = replace(plain, prefill_sequences=2.0)
+    extra = host_seconds(stack, Deployment(), more) - host_seconds(
+        stack, Deployment(), plain
+    )
+    each = float(stack.host_prompt_seconds) + float(stack.host_sequence_seconds)
+    assert float(extra) == pytest.approx(2.0 * each)

@@ -5,10 +5,10 @@ from typing import Any
 
 import typer
 
-from jaxlens.cli.advise import hardware, layout
+from jaxlens.cli.advise import batch, clock, hardware, layout
 
 app = typer.Typer(
-    help="What to set, found by search under limits: layouts, and chips that would pay.",
+    help="What to set, found by search under limits: layouts, clocks, batches, chips.",
     context_settings={"help_option_names": ["--help", "-h"]},
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -24,3 +24,5 @@ def _register(name: str, command: Callable[..., Any], examples: str) -> None:
 
 _register("layout", layout.command, layout.EXAMPLES)
 _register("hardware", hardware.command, hardware.EXAMPLES)
+_register("clock", clock.command, clock.EXAMPLES)
+_register("batch", batch.command, batch.EXAMPLES)
