@@ -61,6 +61,11 @@ def connect(
         ) from error
 
 
+def leads() -> bool:
+    """Returns whether this process speaks for all: the first, or the only one."""
+    return jax.process_index() == 0
+
+
 def own_part(first: int, count: int, process: int, processes: int) -> tuple[int, int]:
     """Returns first index and number of the points of one process.
 

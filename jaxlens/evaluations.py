@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from jaxlens import clusters
 from jaxlens.batch import Columns
 from jaxlens.limits import REASONS, SIZED
 from jaxlens.manifests import Manifest
@@ -52,6 +54,7 @@ def streamed(
 
     The best by the objective, over all and of each layout, the nearest that misses a
     limit, and the front of latencies and energy. An interrupt ends it with what is known.
+    Several processes take a part each, and all get the whole.
 
     Args:
         plans: What to evaluate.
@@ -70,6 +73,7 @@ def streamed(
             f"list fewer values of {', '.join(_longest(plans))}."
         )
     parts, surveys = [], []
+    engine = clusters.stream if several() else stream
     for position, plan in enumerate(plans):
 
         def report(done: int, _: int, before: int = before) -> None:
@@ -81,7 +85,7 @@ def streamed(
             checkpoint.mkdir(parents=True, exist_ok=True)
             kept = checkpoint / f"{position}.survey"
         try:
-            survey = stream(
+            survey = engine(
                 outcome,
                 plan.question,
                 plan.space,
@@ -98,6 +102,11 @@ def streamed(
         if survey.interrupted:
             break
     return _joined(parts), tuple(surveys)
+
+
+def several() -> bool:
+    """Returns whether several processes share the work. See `clusters.connect`."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def write_full(

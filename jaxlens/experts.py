@@ -32,14 +32,23 @@ _IS_HEAD = np.arange(HEAD + len(_POINTS)) < HEAD
 _HEAD_LOGS = np.where(_IS_HEAD, np.log(np.arange(1, len(_IS_HEAD) + 1)), 0.0)
 _POSITIONS = np.concatenate([np.zeros(HEAD), 0.5 * (_POINTS + 1.0)])
 _SHARES = np.concatenate([np.zeros(HEAD), 0.5 * _WEIGHTS])
-# Which nodes are less popular than a node: half of its own if it stands for many.
-_BELOW = np.triu(np.ones((len(_IS_HEAD),) * 2), 1) + np.diag(np.where(_IS_HEAD, 0, 0.5))
-ROUTING_STEPS = 2  # of Newton, before the one that is differentiated
+ROUTING_STEPS = 2  # of Halley
 CROSSING_STEPS = 2  # of Halley
 TINY = 1e-12
-LOWEST = -5.0  # standard deviations: lower is as good as never
-DENSITY_AT_ZERO = 0.3989422804014327  # of a standard normal value: 1 / sqrt(2 pi)
-PHI_SERIES = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530)
+# -log of -log Phi(z) from LOWEST to HIGHEST, lowest power first: z is within 0.003 between
+# -3 and 4, and 0.02 beyond. Fitted to values of scipy.special.log_ndtr.
+LOWEST, HIGHEST = -4.5, 6.0  # standard deviations: beyond is as good as never and always
+DOUBLE_LOG_PHI = (
+    0.36453588,
+    1.15567758,
+    0.20817094,
+    0.03087037,
+    0.00165158,
+    -0.00023530,
+    -0.00002493,
+)
+# z of an exponent between -2.6 and 8, lowest power first, for a first guess only.
+QUANTILES = (-0.3164, 1.0050, -0.1778, 0.02362, -0.00123)
 
 # Small corrections of the busiest rank's load, tuned on simulations.
 ROUNDING = 1.0 / 24.0  # variance that a whole number adds to a smooth one
@@ -79,38 +88,59 @@ def _routing(experts: Nodes, top_k: Nodes, skew: Nodes) -> Routing:
     weights = weights * (experts / _total(counts * weights))
     share = jnp.minimum(top_k / experts, 1.0 - 1e-6)
     kappa = 1.0 + (top_k * top_k - 1.0) / (1.0 - share)
-    log_misses = _log_misses(weights, counts, share, kappa)
-    chances = -jnp.expm1(log_misses)
+    log_misses, chances, _ = _tuned(weights, counts, share, kappa)
     return Routing(ranks=ranks, counts=counts, chances=chances, log_misses=log_misses)
 
 
-def _log_misses(weights: Nodes, counts: Nodes, share: Scalar, kappa: Scalar) -> Nodes:
-    """log(1 - p) whose mean p is `share`: Newton on the log of the mean of 1 - p.
+@jax.custom_jvp
+def _tuned(
+    weights: Nodes, counts: Nodes, share: Nodes, kappa: Nodes
+) -> tuple[Nodes, Nodes, Nodes]:
+    """log(1 - p) = kappa log(1 - a w / kappa) whose mean p is `share`; p and `a`.
 
-    It falls convexly in `a`, so steps from below never pass the solution. The last one is
-    differentiated, which is the derivative of the solution.
+    Halley's method on the log of the mean of 1 - p, from the `a` of equal experts. The last
+    move is so small that a series follows it.
     """
+    target, inverse = jnp.log1p(-share), 1.0 / kappa
+    total = _total(counts)
+    a = -kappa * jnp.expm1(target * inverse)
+    log_misses = misses = move = along = weights
+    for step in range(ROUTING_STEPS):
+        part = jnp.minimum(a * inverse * weights, 1.0 - 1e-6)
+        log_misses = kappa * jnp.log1p(-part)
+        misses = jnp.exp(log_misses)
+        along = weights / (1.0 - part)
+        held = counts * misses
+        mean = _total(held)
+        slope = _total(held * along) / mean
+        bend = (1.0 - inverse) * _total(held * along * along) / mean
+        newton = (jnp.log(mean / total) - target) / slope
+        curved = 0.5 * newton * (bend / slope - slope)
+        move = newton / jnp.maximum(1.0 - curved, 0.2)
+        a = a + move
+    lost = move * along
+    more = lost * (1.0 + lost * inverse * (0.5 + lost * inverse / 3.0))
+    kept = 1.0 - more * (1.0 - 0.5 * more * (1.0 - more / 3.0))
+    return log_misses - more, 1.0 - misses * kept, a
 
-    def drawn(a: Scalar, weights: Nodes, kappa: Scalar) -> Nodes:
-        return jnp.minimum(a / kappa * weights, 1.0 - 1e-6)
 
-    def step(
-        a: Scalar, weights: Nodes, counts: Nodes, target: Scalar, kappa: Scalar
-    ) -> Scalar:
-        part = drawn(a, weights, kappa)
-        misses = counts * jnp.exp(kappa * jnp.log1p(-part))
-        total = _total(misses)
-        slope = _total(misses * weights / (1.0 - part)) / total
-        excess = jnp.log(total / _total(counts)) - target
-        return a + excess / jax.lax.stop_gradient(slope)
-
-    target = jnp.log1p(-share)
-    known = jax.lax.stop_gradient((weights, counts, target, kappa))
-    a = -known[3] * jnp.expm1(known[2] / known[3])  # exact without skew
-    for _ in range(ROUTING_STEPS):
-        a = step(a, *known)
-    a = step(a, weights, counts, target, kappa)
-    return kappa * jnp.log1p(-drawn(a, weights, kappa))
+@_tuned.defjvp
+def _tuned_jvp(primals, tangents):
+    weights, counts, share, kappa = primals
+    d_weights, d_counts, d_share, d_kappa = tangents
+    log_misses, chances, a = _tuned(*primals)
+    misses = 1.0 - chances
+    part = jnp.minimum(a / kappa * weights, 1.0 - 1e-6)
+    inside = jnp.where(part < 1.0 - 1e-6, 1.0 / (1.0 - part), 0.0)
+    # At a fixed `a`, and how `a` makes up for it.
+    fixed = log_misses / kappa * d_kappa - inside * (a * d_weights - part * d_kappa)
+    along = inside * weights
+    wanted = _total(d_counts) * (1.0 - share) - _total(counts) * d_share
+    given = _total(d_counts * misses + counts * misses * fixed)
+    d_a = (given - wanted) / _total(counts * misses * along)
+    d_log_misses = fixed - along * d_a
+    outputs = (log_misses, chances, a)
+    return outputs, (d_log_misses, -misses * d_log_misses, d_a)
 
 
 def active_experts(
@@ -122,7 +152,8 @@ def active_experts(
     """
     tokens, experts, top_k, skew = _lifted(tokens, experts, top_k, skew)
     spread = _routing(experts, top_k, skew)
-    return _total(spread.counts * -jnp.expm1(tokens * spread.log_misses))[0]
+    unused = spread.counts * jnp.exp(tokens * spread.log_misses)
+    return (_total(spread.counts) - _total(unused))[0]
 
 
 def busiest_rank(
@@ -154,6 +185,7 @@ class Loads:
     """Loads of the ranks whose most popular expert is the one of a node."""
 
     shares: Nodes  # how many ranks
+    log_shares: Nodes
     popularities: Nodes  # mean load per token
     means: Nodes
     variances: Nodes
@@ -172,21 +204,27 @@ def _spread_maximum(
     """
     loads = _loads(spread, tokens, experts, top_k, experts / ranks)
     level = ranks * jnp.log((ranks + 0.25) / (ranks - 0.375))
-    size = loads.means / jnp.sqrt(loads.variances)
-    # Two powers: that of the shares is the same in all steps of a layout.
-    root = jnp.exp(-2.0 / 3.0 * jnp.log(tokens))
-    slopes = 1.5 * size * (jnp.exp(-2.0 / 3.0 * jnp.log(loads.popularities)) * root)
-    offsets = 1.5 * size - 1.0 / (6.0 * size)
-    powered, log_phi = _level_crossing(slopes, offsets, loads.shares, level)
+    # Powers of loads per token: the same in all steps of a layout.
+    third = jnp.exp(jnp.log(loads.popularities) / 3.0)
+    alone = 1.0 / loads.popularities
+    deviations = jnp.sqrt(loads.variances)
+    size = loads.means / deviations
+    width = deviations * (alone / tokens)  # 1 / size
+    offsets = 1.5 * size - width / 6.0
+    # As if there was no other rank.
+    quantiles = _quantile(loads.log_shares - jnp.log(level))
+    start = jnp.max((offsets + quantiles) * width * third * third, 0, keepdims=True)
+    known = (1.5 * size * (third * alone), offsets, loads.shares, level)
+    powered, exceed = _level_crossing(*known, jax.lax.stop_gradient(start / 1.5))
     # A mean above the median: what a skewed count adds, less if many ranks compete.
-    exceed = -log_phi / level
+    exceed = exceed / level
     contenders = 1.0 / (_total(loads.shares * exceed * exceed) + TINY)
     doublings = jnp.log2(jnp.maximum(contenders, 1.0))
-    ratio = jnp.minimum(loads.variances / loads.means, 1.0)
+    ratio = jnp.minimum(loads.variances * (alone / tokens), 1.0)
     bend = _total(loads.shares * exceed * ratio * ratio)
     # The variance of the maximum of n standard normal values, as a function of log2(n).
     variance = 1.0 / (1.0 + doublings * (0.43 + 0.042 * doublings))
-    return powered * jnp.sqrt(powered) + BEND * bend * variance
+    return tokens * powered * jnp.sqrt(powered) + BEND * bend * variance
 
 
 def _loads(
@@ -200,25 +238,30 @@ def _loads(
     others = jnp.maximum(experts - 1.0, 1.0)
     widened = experts / others
     chances, counts = spread.chances, spread.counts
+    squares = chances * chances
     repeats = jnp.maximum(1.0 - (top_k - 1.0) / top_k * widened * chances, 0.0)
-    sampled = chances * (1.0 - chances) + chances * chances / top_k * repeats
+    sampled = chances - squares + squares / top_k * repeats
+    inverse = 1.0 / jnp.maximum(_below(counts), TINY)
 
     def mean_below(values: Nodes) -> Nodes:
-        return _below(counts * values) / jnp.maximum(_below(counts), TINY)
+        return _below(counts * values) * inverse
 
     first, noise = mean_below(chances), mean_below(sampled)
     middle = others - 0.5 * (local - 2.0)
     more = local - 1.0
     alone = jnp.maximum(1.0 - (spread.ranks - 1.0) / middle, 1e-6)
-    tops = counts * jnp.exp(more * jnp.log(alone))
+    logs = more * jnp.log(alone)
+    tops = counts * jnp.exp(logs)
+    scale = experts / local / _total(tops)
     popularities = chances + more * first
     means = tokens * popularities
-    placed = jnp.maximum(mean_below(chances * chances) - first * first, 0.0) * widened
+    placed = jnp.maximum(mean_below(squares) - first * first, 0.0) * widened
     variances = tokens * (sampled + more * noise + tokens * more * placed)
     squared = means * means
     rounding = ROUNDING * squared / (squared + 0.5625)
     return Loads(
-        shares=tops * (experts / local / _total(tops)),
+        shares=tops * scale,
+        log_shares=logs + jnp.log(counts) + jnp.log(scale),
         popularities=popularities,
         means=means,
         variances=variances + rounding + 1e-6 * squared,
@@ -227,69 +270,59 @@ def _loads(
 
 @jax.custom_jvp
 def _level_crossing(
-    slopes: Nodes, offsets: Nodes, shares: Nodes, level: Nodes
+    slopes: Nodes, offsets: Nodes, shares: Nodes, level: Nodes, start: Nodes
 ) -> tuple[Nodes, Nodes]:
-    """Solution of f(y) = -sum_i n_i log Phi(m_i y - b_i) = level, and its log Phi.
+    """Solution of f(y) = -sum_i n_i log Phi(m_i y - b_i) = level, and its -log Phi.
 
     Halley's method on log f, which is nearly a parabola in y: within 2e-7. The last move is
     so small that log Phi after it is a Taylor series of second order.
     """
-    below = jnp.clip(jnp.exp(-level / shares), 1e-6, 1.0 - 1e-6)
-    quantile = 0.5 * jnp.log(below / (1.0 - below))  # about that of a normal one
-    # As if there was no other rank.
-    y = jnp.max((offsets + quantile) / slopes, axis=0, keepdims=True)
+    y, exceed = start, shares
     for _ in range(CROSSING_STEPS):
-        z = slopes * y - offsets
-        log_phi, slope = _log_phi(z)
-        bend = slope * (slope + jnp.maximum(z, LOWEST))
-        inverse = -1.0 / _total(shares * log_phi)
-        fall = _total(shares * slopes * slope) * inverse
-        curvature = _total(shares * slopes * slopes * bend) * inverse
-        excess = -jnp.log(level * inverse) / fall
-        curved = 0.5 * excess * (curvature / fall - fall)
-        move = excess / jnp.maximum(1.0 - curved, 0.2)
+        z = jnp.clip(slopes * y - offsets, LOWEST, HIGHEST)
+        exceed, slope, bend = _exceeding(z)
+        held = shares * exceed
+        inverse = 1.0 / _total(held)
+        fall = _total(held * slopes * slope) * inverse
+        curvature = _total(held * slopes * slopes * bend) * inverse
+        newton = -jnp.log(level * inverse) / fall
+        curved = 0.5 * newton * (curvature / fall - fall)
+        move = newton / jnp.maximum(1.0 - curved, 0.2)
         y, moved = y + move, slopes * move
-        log_phi = log_phi + moved * (slope - 0.5 * moved * bend)
-    return jnp.maximum(y, TINY), log_phi
+        exceed = exceed * jnp.maximum(1.0 - moved * (slope - 0.5 * moved * bend), 0.0)
+    return jnp.maximum(y, TINY), exceed
 
 
 @_level_crossing.defjvp
 def _level_crossing_jvp(primals, tangents):
-    slopes, offsets, shares, _ = primals
-    d_slopes, d_offsets, d_shares, d_level = tangents
-    y, log_phi = _level_crossing(*primals)
-    slope = _log_phi(slopes * y - offsets)[1]
+    slopes, offsets, shares, _, _ = primals
+    d_slopes, d_offsets, d_shares, d_level, _ = tangents
+    y, exceed = _level_crossing(*primals)
+    z = jnp.clip(slopes * y - offsets, LOWEST, HIGHEST)
+    lost = exceed * _exceeding(z)[1]
     direct = d_slopes * y - d_offsets
-    lower = _total(shares * slope * direct + d_shares * log_phi)
-    dy = -(lower + d_level) / _total(shares * slopes * slope)
-    return (y, log_phi), (dy, slope * (direct + slopes * dy))
+    lower = _total(d_shares * exceed - shares * lost * direct)
+    dy = (lower - d_level) / _total(shares * lost * slopes)
+    return (y, exceed), (dy, -lost * (direct + slopes * dy))
 
 
-@jax.custom_jvp
-def _log_phi(z: Nodes) -> tuple[Nodes, Nodes]:
-    """Logarithm of the normal distribution function, and its derivative, within 1e-7.
-
-    Source: M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions", 1964, 26.2.17.
-    """
-    z = jnp.maximum(z, LOWEST)
-    t = 1.0 / (1.0 + 0.2316419 * jnp.abs(z))
-    series = 0.0 * t
-    for coefficient in PHI_SERIES:
-        series = t * (coefficient + series)
-    density = DENSITY_AT_ZERO * jnp.exp(-0.5 * z * z)
-    tail = density * series
-    phi = jnp.where(z > 0.0, 1.0 - tail, tail)
-    return jnp.log(phi), density / phi
+def _exceeding(z: Nodes) -> tuple[Nodes, Nodes, Nodes]:
+    """-log Phi(z) = exp(-P(z)), and P' and P'^2 - P'': those of its derivatives."""
+    power, slope, turn = 0.0 * z + DOUBLE_LOG_PHI[-1], 0.0 * z, 0.0 * z
+    for coefficient in DOUBLE_LOG_PHI[-2::-1]:
+        turn = turn * z + slope
+        slope = slope * z + power
+        power = power * z + coefficient
+    return jnp.exp(-power), slope, slope * slope - 2.0 * turn
 
 
-@_log_phi.defjvp
-def _log_phi_jvp(primals, tangents):
-    (z,), (dz,) = primals, tangents
-    log_phi, slope = _log_phi(z)
-    return (log_phi, slope), (
-        slope * dz,
-        -slope * (slope + jnp.maximum(z, LOWEST)) * dz,
-    )
+def _quantile(log_share: Nodes) -> Nodes:
+    """About the z at which -log Phi(z) is exp(-log_share)."""
+    exponent = jnp.clip(log_share, -2.5, 8.0)
+    z = 0.0 * exponent
+    for coefficient in reversed(QUANTILES):
+        z = z * exponent + coefficient
+    return z
 
 
 def _collision_maximum(
@@ -325,9 +358,13 @@ def _collision_maximum(
 
 
 def _below(values: Nodes) -> Nodes:
-    """Sums over the experts that are less popular than each node."""
-    table = jnp.asarray(_BELOW, values.dtype)
-    return jnp.tensordot(table, values, 1, precision="highest")
+    """Sums over the experts that are less popular than each node: half of its own."""
+    rows, total = [], 0.0 * values[:1]
+    for node in reversed(range(values.shape[0])):
+        own = values[node : node + 1]
+        rows.append(total if _IS_HEAD[node] else total + 0.5 * own)
+        total = total + own
+    return jnp.concatenate(rows[::-1])
 
 
 def _lifted(*values: Scalar) -> tuple[Nodes, ...]:

@@ -12,7 +12,7 @@ from jaxlens.comparisons import estimate as estimate
 from jaxlens.comparisons import request as request
 from jaxlens.declarations import SearchSpace, search_space
 from jaxlens.deployments import UNLIMITED, Workload
-from jaxlens.evaluations import WHOLE_SIZE, evaluated, streamed
+from jaxlens.evaluations import WHOLE_SIZE, evaluated, several, streamed
 from jaxlens.evaluations import write_full as write_full
 from jaxlens.limits import REASONS as REASONS
 from jaxlens.limits import Limits
@@ -91,7 +91,8 @@ def explore(
         stack: Serving stack id or file.
         objective: Result to rank by, one of `OBJECTIVES`.
         whole: Whether all deployments are kept in memory; by default up to a million are,
-            and of more what is best. See `evaluations.streamed`.
+            and of more what is best. See `evaluations.streamed`. Several processes (see
+            `clusters.connect`) share the work, and keep what is best.
         full: Folder to write every deployment to, as Parquet.
         checkpoint: Folder of a stream, so that one that is killed goes on.
         progress: Called with deployments done and in total.
@@ -115,7 +116,7 @@ def explore(
     if full is not None:
         write_full(planned, full, progress)
     size, surveys = sum(plan.size for plan in planned), ()
-    if whole or (whole is None and size <= WHOLE_SIZE):
+    if whole or (whole is None and size <= WHOLE_SIZE and not several()):
         columns = evaluated(planned, progress)
     else:
         best_by = Objective(objective, OBJECTIVES[objective])
@@ -181,7 +182,7 @@ def _check_arrivals(objective: str, limits: Limits, arrivals: Arrivals | None) -
         if late or objective.startswith("seconds_to_first_token"):
             what = "ttft p99" if late else "objective"
             raise ValueError(
-                f"{what}: expected a rate of arrivals (arrivals, --rate), got none: "
+                f"{what}: expected a rate of arrivals (arrivals, --arrivals), got none: "
                 f"without queueing there is the bare prefill time alone."
             )
         return

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxlens import batch, spaces
 from jaxlens.deployments import Deployment, Workload
+from jaxlens.hardware import Chip
 from jaxlens.memory import Memory, memory
 from jaxlens.optimize.replicas import Anchor, anchored, replica, shared
 from jaxlens.profiles import Profile
@@ -68,10 +69,10 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharing:
-    """Replicas of one batch on one GPU, and what they change against a single one."""
+class Replicas:
+    """So many replicas of one batch on one GPU, and what they change against a single one."""
 
-    replicas: int
+    count: int
     batch: int  # of each
     output_tokens_per_second: float
     seconds_per_output_token: float
@@ -98,8 +99,8 @@ class BatchAdvice:
     largest_batch: int  # that fits in memory, at most the one asked about
     memory: Memory
     kv_bytes_freed: float  # against the largest batch
-    replicas: tuple[Sharing, ...]
-    advised: Sharing
+    replicas: tuple[Replicas, ...]
+    advised: Replicas
     notes: tuple[str, ...]
 
 
@@ -260,48 +261,54 @@ def _reason(
 
 def _replicas(
     request: Request, curves: list[Curve], position: int, slo: float
-) -> tuple[Sharing, ...]:
-    """Replicas that fit, each with at most B_opt sequences: fewer where the SLO asks."""
+) -> tuple[Replicas, ...]:
+    """Replicas that fit, each with at most B_opt sequences: fewer where the SLO asks.
+
+    The list ends with the first number of replicas that serves less than one fewer.
+    """
     chip, stack = request.profile.chip, request.profile.stack
     budget = float(chip.hbm_bytes) * float(stack.memory_share)
-    alone = curves[0]
-    found = []
+    found: list[Replicas] = []
     for count, curve in enumerate(curves, start=1):
         meets = curve.seconds_per_output_token[: position + 1] <= slo
-        if not meets.any():
+        speed = curve.output_tokens_per_second[: position + 1]
+        best = int(np.argmax(np.where(meets, speed, 0.0)))
+        held = budget - float(_memory(request, best + 1.0).slack_bytes)
+        if not meets.any() or count * held > budget:
             break
-        best = int(
-            np.argmax(
-                np.where(meets, curve.output_tokens_per_second[: position + 1], 0.0)
-            )
-        )
-        sequences = int(curve.batch[best])
-        each = budget - float(_memory(request, sequences).slack_bytes)
-        if count * each > budget:
+        found.append(_setting(count, curve, best, curves[0], position, held, chip))
+        if len(found) > 1 and speed[best] < found[-2].output_tokens_per_second:
             break
-        speed = float(curve.output_tokens_per_second[best])
-        energy = float(curve.joules_per_output_token[best])
-        found.append(
-            Sharing(
-                replicas=count,
-                batch=sequences,
-                output_tokens_per_second=speed,
-                seconds_per_output_token=float(curve.seconds_per_output_token[best]),
-                joules_per_output_token=energy,
-                watts_per_gpu=float(curve.watts_per_gpu[best]),
-                busy_share=float(curve.busy_share[best]),
-                throughput_gain=speed / float(alone.output_tokens_per_second[position])
-                - 1.0,
-                joules_change=energy / float(alone.joules_per_output_token[position])
-                - 1.0,
-                memory_bytes=count * each,
-                memory_share=each / float(chip.hbm_bytes),
-            )
-        )
     return tuple(found)
 
 
-def _advised(shares: tuple[Sharing, ...]) -> Sharing:
+def _setting(
+    count: int,
+    curve: Curve,
+    best: int,
+    alone: Curve,
+    position: int,
+    held_bytes: float,
+    chip: Chip,
+) -> Replicas:
+    speed = float(curve.output_tokens_per_second[best])
+    energy = float(curve.joules_per_output_token[best])
+    return Replicas(
+        count=count,
+        batch=best + 1,
+        output_tokens_per_second=speed,
+        seconds_per_output_token=float(curve.seconds_per_output_token[best]),
+        joules_per_output_token=energy,
+        watts_per_gpu=float(curve.watts_per_gpu[best]),
+        busy_share=float(curve.busy_share[best]),
+        throughput_gain=speed / float(alone.output_tokens_per_second[position]) - 1.0,
+        joules_change=energy / float(alone.joules_per_output_token[position]) - 1.0,
+        memory_bytes=count * held_bytes,
+        memory_share=held_bytes / float(chip.hbm_bytes),
+    )
+
+
+def _advised(shares: tuple[Replicas, ...]) -> Replicas:
     """The fewest replicas from which on no number of them adds what is worth it."""
     most = max(share.output_tokens_per_second for share in shares)
     enough = most / (1.0 + WORTH)
@@ -321,7 +328,7 @@ def _with_batch(request: Request, sequences: float) -> Request:
 
 
 def _notes(
-    request: Request, shares: tuple[Sharing, ...], measured: MeasuredRun | None
+    request: Request, shares: tuple[Replicas, ...], measured: MeasuredRun | None
 ) -> tuple[str, ...]:
     found = []
     if len(shares) > 1:

@@ -3,24 +3,26 @@
     f_opt = argmin E(f)    with t(f) <= slowdown t(fastest), f a clock the chip can be locked to
 
 Switching energy goes with V^2 and static energy with time: as the clock falls, the first
-shrinks until the voltage is flat, the second grows. A power cap is equivalent to a lock where
-the steps at that clock draw what the cap allows:
-
-    cap = P(f) / cap_share
+shrinks until the voltage is flat, the second grows. A power cap slows each step to the clock
+at which it draws what the cap allows, P(f) = cap_share cap; the cap that is equivalent to a
+lock is the one under which the mean step takes as long. Steps of one kind then run at that
+very clock; of two kinds, the hungrier runs below and the other above it.
 
 Two clocks cost a switch whenever decode-only and prompt-carrying steps take turns: 2 phi (1 -
 phi) a step of continuous batching with a share phi of mixed steps in random order, two for a
 batch that is served as one, none where prefill and decode have pools of their own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxlens.commands.gpus import gpu_commands, reset_commands
 from jaxlens.deployments import UNLIMITED
-from jaxlens.optimize.clock_tables import ClockTable, Phase, clock_table, under_cap
+from jaxlens.optimize.clock_tables import ClockTable, Phase, clock_table
 from jaxlens.power import static_watts, voltage
 from jaxlens.requests import Request
 
@@ -47,11 +49,10 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Cap:
-    """The power cap under which steps run at a clock, without any lock."""
+    """The power cap under which steps are as fast as at a locked clock, without the lock."""
 
     watts: float
-    phase: str  # of the steps whose power it matches
-    clock_hz: float  # that those steps reach under the cap
+    reached_hz: Mapping[str, float]  # by steps of each kind, under the cap
     seconds: float
     joules: float
 
@@ -199,24 +200,25 @@ def _least(settings: tuple[Setting, ...], slowdown: float) -> Setting:
     return min((s for s in near if s.seconds == quickest), key=lambda one: one.clock_hz)
 
 
-def _cap(request: Request, table: ClockTable, advised: Setting, whole: bool) -> Cap:
-    """The cap that the steps which take most of the time meet at the advised clock."""
-    row = _row(table.mean, advised.clock_hz)
-    name, phase = "pass", table.mean
-    if not whole:
-        decode, mixed = table.phases["decode"], table.phases["mixed"]
-        share = table.mixed_share
-        most = share * mixed.seconds[row] > (1.0 - share) * decode.seconds[row]
-        name, phase = ("mixed", mixed) if most else ("decode", decode)
-    watts = float(phase.watts[row]) / float(request.profile.chip.cap_share)
-    capped = under_cap(request, watts, forward=whole)
-    reached = capped.mean if whole else capped.phases[name]
+def _cap(
+    request: Request, table: ClockTable, advised: Setting, whole: bool
+) -> Cap | None:
+    """The lowest cap that is as fast as the lock; time falls as the cap rises."""
+    caps = table.caps
+    slower = np.flatnonzero(caps.seconds > advised.seconds)
+    if not len(slower) or slower[-1] + 1 == len(caps.watts):
+        return None
+    after = int(slower[-1]) + 1
+    pair = slice(after - 1, after + 1)
+
+    def between(values: Values) -> float:
+        return float(np.interp(-advised.seconds, -caps.seconds[pair], values[pair]))
+
     return Cap(
-        watts=watts,
-        phase=name,
-        clock_hz=float(reached.reached_hz[-1]),
-        seconds=float(capped.mean.seconds[-1]),
-        joules=_per_unit(request, whole) * float(capped.mean.joules[-1]),
+        watts=between(caps.watts),
+        reached_hz={name: between(hz) for name, hz in caps.reached_hz.items()},
+        seconds=between(caps.seconds),
+        joules=_per_unit(request, whole) * between(caps.joules),
     )
 
 
@@ -248,9 +250,9 @@ def _knee(
         f"voltage is flat up to {knee / 1e6:.0f} MHz and {100.0 * (top - 1.0):.0f} % "
         f"higher at the fastest clock; from there to {advised.clock_hz / 1e6:.0f} MHz it "
         f"falls by {100.0 * (1.0 - volts / top):.0f} %: switching saves "
-        f"{100.0 * saved:.1f} % of the energy, static power over "
-        f"{'more' if added > 0.0 else 'the same'} time and less voltage changes it by "
-        f"{100.0 * added:+.1f} %. {_beyond(settings, advised, knee)}"
+        f"{100.0 * saved:.1f} % of the energy; static power, for longer but at less "
+        f"voltage, changes it by {100.0 * added:+.1f} %. "
+        f"{_beyond(settings, advised, knee)}"
     )
     return Knee(
         knee_hz=knee,
@@ -295,10 +297,10 @@ def _phase_clocks(
     weights, switches = _turns(request, table, schedule)
     differs = ~np.eye(len(decode.clock_hz), dtype=bool)
     waits = switches * switch_seconds * differs
-    faster = np.maximum(decode.clock_hz[:, None], other.clock_hz[None, :])
+    faster = np.maximum(decode.clock_hz[:, None], other.clock_hz)
     seconds = weights[0] * decode.seconds[:, None] + weights[1] * other.seconds + waits
     joules = weights[0] * decode.joules[:, None] + weights[1] * other.joules
-    joules = joules + waits * np.asarray(static_watts(faster, chip))
+    joules = joules + waits * np.asarray(static_watts(jnp.asarray(faster), chip))
     if schedule == "separate pools":
         slow = np.maximum(
             (decode.seconds / decode.seconds.min())[:, None],
@@ -345,23 +347,28 @@ def _turns(
 
 def _notes(request: Request, cap: Cap | None) -> tuple[str, ...]:
     """Which of the advice rests on guesses."""
-    known = request.card.coefficients
-    chip = request.card.chip
+    card = request.card
 
-    def priors(*names: str) -> list[str]:
-        return [n for n in names if known[f"chip.{n}"].origin == "prior"]
+    def said(word: str, *names: str) -> list[str]:
+        known = {name: card.coefficients[f"chip.{name}"] for name in names}
+        return [
+            name
+            for name, c in known.items()
+            if c.origin == "prior" and c.source.startswith(word)
+        ]
 
     found = []
-    guessed = priors(*VOLTAGE)
-    if guessed:
-        found.append(
-            f"the clock rests on a voltage curve that was not measured on {chip}: "
-            f"{', '.join(guessed)} are priors"
-        )
-    floor = priors("idle_watts", "busy_watts")
+    for word, words in (("prior", "a guess"), ("inferred", "inferred, not measured")):
+        guessed = said(word, *VOLTAGE)
+        if guessed:
+            found.append(
+                f"the clock rests on a voltage curve of {card.chip} that is {words}: "
+                f"{', '.join(guessed)}"
+            )
+    floor = said("prior", "idle_watts", "busy_watts")
     if floor:
-        found.append(f"joules and watts rest on priors of {chip}: {', '.join(floor)}")
-    if cap is not None and priors("cap_share"):
+        found.append(f"joules rest on priors of {card.chip}: {', '.join(floor)}")
+    if cap is not None and said("prior", "cap_share"):
         found.append("the power cap rests on a prior: cap_share")
     if cap is not None and cap.watts < 0.5 * float(request.profile.chip.tdp_watts):
         found.append(

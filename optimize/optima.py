@@ -1,5 +1,6 @@
 """The optimum of a problem: of a deployment, or of any function of scalars."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,23 @@ from jaxlens.optimize.outcomes import (
     SEQUENCES,
     Prices,
     Question,
+    Scalar,
     completed,
     outcome,
 )
 from jaxlens.optimize.problems import Problem, Values, at_least
 from jaxlens.optimize.relaxations import Relaxation
 from jaxlens.optimize.results import Optimum
-from jaxlens.optimize.searches import Search
+from jaxlens.optimize.searches import Descent, Search
 from jaxlens.optimize.variables import Variable, of_chip
 from jaxlens.requests import RANGES, Request, has_network
 
 SIGNED = frozenset({"memory_slack_bytes"})
 POSITIVE = frozenset(QUANTITIES) - SIGNED
+METHODS = {
+    "quadratic": "sequential quadratic programming: fewest evaluations",
+    "lagrangian": "augmented Lagrangian and annealing, compiled with its gradients",
+}
 ROUNDED = 2  # branches that are rounded in any case: the best and a runner-up
 GROUPS = ("data_parallel", "pipeline_parallel")
 DEGREES = ("tensor_parallel", "expert_parallel", *GROUPS)
@@ -40,6 +46,7 @@ def solve(
     prices: Prices | None = None,
     starts: int = 1,
     rounded: int = ROUNDED,
+    method: str = "quadratic",
 ) -> Optimum:
     """Returns the best deployment of a request, over knobs of its deployment.
 
@@ -52,13 +59,14 @@ def solve(
         prices: What GPU time and energy cost, for `cost_per_output_token`.
         starts: Starts inside of promising branches, beside the best corner of each.
         rounded: Branches to round at least: one more than alternatives.
+        method: How relaxed optima are found, one of `METHODS`.
 
     Raises:
         ValueError: where, what was expected, what came and what to do.
     """
     chip = request.profile.chip
     _check_names(problem)
-    _check_effort(starts, rounded)
+    _check_effort(starts, rounded, method)
     variables = {
         name: _checked(name, of_chip(variable, chip))
         for name, variable in problem.variables.items()
@@ -87,8 +95,22 @@ def solve(
     relaxation = Relaxation(
         asked, variables, evaluator, positive=POSITIVE, automatic=False
     )
-    search = Search(relaxation, starts)
+    descent = None
+    if method == "lagrangian":
+        fixed = {name: float(getattr(request.deployment, name)) for name in FIELDS}
+        fixed[SEQUENCES] = 0.0
+        if SEQUENCES in variables:
+            fixed["batch"] = 0.0
+        descent = _annealed(relaxation, knobs_outcome, question, KNOBS, fixed)
+    search = Search(relaxation, starts, descent)
     return account(search, search.run(rounded))
+
+
+def knobs_outcome(question: Question, values: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Returns `outcome` of all knobs: either batch or sequences per replica is 0."""
+    knobs = {name: values[name] for name in FIELDS}
+    more = values[SEQUENCES] * values["data_parallel"]
+    return outcome(question, knobs | {"batch": values["batch"] + more})
 
 
 def solve_function(
@@ -98,13 +120,14 @@ def solve_function(
     *,
     starts: int = 6,
     rounded: int = ROUNDED,
+    method: str = "quadratic",
 ) -> Optimum:
     """Returns the best point of `function(shared, values)`, which gives scalars by name.
 
     Written with jax.numpy and defined in a module, so that it is compiled once. Gradients
     are automatic here.
     """
-    _check_effort(starts, rounded)
+    _check_effort(starts, rounded, method)
     for name, variable in problem.variables.items():
         if variable.values is not None and not variable.values.size:
             raise ValueError(
@@ -115,11 +138,33 @@ def solve_function(
     relaxation = Relaxation(
         problem, problem.variables, evaluator, positive=frozenset(), automatic=True
     )
-    search = Search(relaxation, starts)
+    descent = None
+    if method == "lagrangian":
+        names = tuple(problem.variables)
+        descent = _annealed(relaxation, function, shared, names, {})
+    search = Search(relaxation, starts, descent)
     return account(search, search.run(rounded))
 
 
-def _check_effort(starts: int, rounded: int) -> None:
+def _annealed(
+    relaxation: Relaxation,
+    function: Function,
+    shared: Any,
+    names: tuple[str, ...],
+    fixed: Mapping[str, float],
+) -> Descent:
+    """The compiled method, imported when asked for: optax takes long to import."""
+    from jaxlens.optimize.annealed_lanes import AnnealedLanes
+
+    return AnnealedLanes(relaxation, function, shared, names, fixed)
+
+
+def _check_effort(starts: int, rounded: int, method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(
+            f"method: expected {' or '.join(METHODS)}, got {method!r}; leave it out for "
+            f"the quadratic one."
+        )
     if min(starts, rounded) < 1:
         raise ValueError(
             f"search: expected at least one start and one branch to round, got {starts} "

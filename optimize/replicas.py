@@ -22,13 +22,14 @@ Queues", Int. Conf. Stochastic Control and Optimization, 1979. Replication of sm
 one GPU: Recasens et al., "Mind the Memory Gap", 2025, arXiv 2503.08311.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.deployments import Deployment, Workload
+from jaxlens.deployments import UNLIMITED, Deployment, Workload
 from jaxlens.hardware import Chip
 from jaxlens.power import Draw, capped_slowdown, joules
 from jaxlens.profiles import Profile
@@ -52,13 +53,22 @@ class Anchor:
 
 
 @pytree
-class Replica:
-    """The mean step of one replica, alone on its GPU."""
+class Lone:
+    """One kind of step of one replica that has the GPU for itself."""
 
-    sequences: Scalar
     work: Draw  # on the GPU, without any waiting
     host_seconds: Scalar  # in which the GPU has nothing of this replica to do
     gap_power: Scalar  # share of the busy floor drawn meanwhile
+
+
+@pytree
+class Replica:
+    """The steps of one replica: decode-only ones, and those that carry prompts too."""
+
+    sequences: Scalar
+    decode: Lone
+    mixed: Lone
+    mixed_share: Scalar  # of the steps
 
 
 @pytree
@@ -80,33 +90,56 @@ def replica(
     workload: Workload,
     anchor: Anchor | None = None,
 ) -> Replica:
-    """Returns the mean step of one replica: decode-only and mixed steps by their share."""
-    chip, stack = profile.chip, profile.stack
-    open_power = replace(deployment, power_cap_watts=1e15)
+    """Returns the steps of one replica of a deployment, without a power cap."""
+    chip, stack, known = profile.chip, profile.stack, anchor or Anchor()
+    open_power = replace(deployment, power_cap_watts=UNLIMITED)
     served = serve(model, chip, stack, open_power, workload)
-    share = served.traffic.mixed_share
-
-    def need(step: StepCost) -> Draw:
-        return draw(total(step.lines.values()), stack.gap_power)
-
-    def mean(decode: Scalar, mixed: Scalar) -> Scalar:
-        return decode + share * (mixed - decode)
-
-    work = jax.tree.map(mean, need(served.decode), need(served.mixed))
-    host = mean(served.decode.host_seconds, served.mixed.host_seconds)
-    known = anchor or Anchor()
     sequences = served.traffic.decode.decode_sequences
-    alone = Replica(
+    extra = known.host_seconds_per_sequence * sequences
+
+    def lone(cost: StepCost) -> Lone:
+        work = draw(total(cost.lines.values()), stack.gap_power)
+        alone = Lone(
+            work=_scaled(work, known.work_joules_ratio),
+            host_seconds=cost.host_seconds,
+            gap_power=stack.gap_power,
+        )
+        return _waiting(alone, extra)
+
+    return Replica(
         sequences=sequences,
-        work=_scaled(work, known.work_joules_ratio),
-        host_seconds=host,
-        gap_power=stack.gap_power,
+        decode=lone(served.decode),
+        mixed=lone(served.mixed),
+        mixed_share=served.traffic.mixed_share,
     )
-    return _waiting(alone, known.host_seconds_per_sequence * sequences)
 
 
 def shared(one: Replica, count: Scalar, chip: Chip, deployment: Deployment) -> Sharing:
-    """Returns what `count` replicas of `one` do together; at least 1, may be relaxed."""
+    """Returns what `count` replicas of `one` do together; at least 1, may be relaxed.
+
+    Steps of either kind are shared with others of their kind and averaged, so that a
+    single replica is the deployment that `predict` answers for.
+    """
+    decode, mixed = (
+        _round(step, count, chip, deployment) for step in (one.decode, one.mixed)
+    )
+    mean = jax.tree.map(lambda a, b: a + one.mixed_share * (b - a), decode, mixed)
+    seconds, energy, busy, clocked = mean
+    tokens = count * one.sequences
+    return Sharing(
+        seconds_per_output_token=seconds,
+        output_tokens_per_second=tokens / seconds,
+        joules_per_output_token=energy * deployment.tensor_parallel / tokens,
+        watts_per_gpu=energy / seconds,
+        busy_share=busy / seconds,
+        clock_hz=clocked,
+    )
+
+
+def _round(
+    one: Lone, count: Scalar, chip: Chip, deployment: Deployment
+) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    """A step of each replica: seconds, joules of a GPU, its busy seconds and its clock."""
     work = one.work
     busy = count * work.seconds
     cycle, along = jax.jvp(
@@ -116,7 +149,7 @@ def shared(one: Replica, count: Scalar, chip: Chip, deployment: Deployment) -> S
     )
     need = Draw(
         seconds=cycle,
-        # Of what a lower clock adds, the host hides a part.
+        # Of what a lower clock adds, hosts hide a part.
         clocked_seconds=along * count * work.clocked_seconds,
         active_seconds=count * work.active_seconds + one.gap_power * (cycle - busy),
         flop_joules=count * work.flop_joules,
@@ -127,16 +160,10 @@ def shared(one: Replica, count: Scalar, chip: Chip, deployment: Deployment) -> S
     cap = jnp.minimum(deployment.power_cap_watts, chip.tdp_watts)
     slowdown = capped_slowdown(need, clock, cap, chip)
     energy, _, _ = joules(need, slowdown, clock, chip)
-    seconds = cycle + need.clocked_seconds * (1.0 / slowdown - 1.0)
-    tokens = count * one.sequences
-    return Sharing(
-        seconds_per_output_token=seconds,
-        output_tokens_per_second=tokens / seconds,
-        joules_per_output_token=energy * deployment.tensor_parallel / tokens,
-        watts_per_gpu=energy / seconds,
-        busy_share=busy / cycle,
-        clock_hz=clock * slowdown,
-    )
+    stretch = 1.0 / slowdown - 1.0
+    seconds = cycle + need.clocked_seconds * stretch
+    busy = busy + count * work.clocked_seconds * stretch
+    return seconds, energy, jnp.minimum(busy, seconds), clock * slowdown
 
 
 def anchored(
@@ -152,24 +179,32 @@ def anchored(
     power alone; energy that it misses then goes with the work. Neither says anything of a
     second replica.
     """
+    host = one.decode.host_seconds
+    host = host + one.mixed_share * (one.mixed.host_seconds - host)
     alone = shared(one, 1.0, chip, deployment)
     missing = seconds_per_output_token - alone.seconds_per_output_token
-    extra = jnp.maximum(missing, -one.host_seconds) / one.sequences
+    extra = jnp.maximum(missing, -host)
+    found = Anchor(host_seconds_per_sequence=extra / one.sequences)
     if watts_per_gpu is None:
-        return Anchor(host_seconds_per_sequence=extra)
-    slower = _waiting(one, extra * one.sequences)
-    idle = replace(slower, work=_scaled(one.work, 0.0))
-    seconds = shared(slower, 1.0, chip, deployment).seconds_per_output_token
+        return found
+    slower = _steps(one, lambda step: _waiting(step, extra))
+    idle = _steps(slower, lambda step: replace(step, work=_scaled(step.work, 0.0)))
     full, least = (
-        shared(case, 1.0, chip, deployment).watts_per_gpu * seconds
+        shared(case, 1.0, chip, deployment).joules_per_output_token
         for case in (slower, idle)
     )
-    ratio = (watts_per_gpu * seconds - least) / (full - least)
-    return Anchor(host_seconds_per_sequence=extra, work_joules_ratio=ratio)
+    gpus = deployment.tensor_parallel
+    measured = watts_per_gpu * gpus * seconds_per_output_token / one.sequences
+    ratio = jnp.maximum((measured - least) / (full - least), 0.0)
+    return replace(found, work_joules_ratio=ratio)
 
 
-def _waiting(one: Replica, seconds: Scalar) -> Replica:
-    """A replica that waits longer for its host, with nothing in flight meanwhile."""
+def _steps(one: Replica, change: Callable[[Lone], Lone]) -> Replica:
+    return replace(one, decode=change(one.decode), mixed=change(one.mixed))
+
+
+def _waiting(one: Lone, seconds: Scalar) -> Lone:
+    """A step that waits longer for its host, with nothing in flight meanwhile."""
     waits = jnp.maximum(one.host_seconds + seconds, 0.0)
     drawn = jnp.minimum(one.host_seconds, waits) / (waits + SHORTEST)
     return replace(one, host_seconds=waits, gap_power=one.gap_power * drawn)

@@ -8,6 +8,7 @@ what has been found. The bounds are local optima of the relaxed problem.
 import time
 from dataclasses import replace
 from itertools import product
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,11 +24,27 @@ MOST_CENTRES = 3  # relaxed optima of a branch that are rounded
 RESCALINGS = 3
 
 
-class Search:
-    """One search: every branch relaxed, the promising ones rounded."""
+class Descent(Protocol):
+    """A method that relaxes, and then anneals to whole values."""
 
-    def __init__(self, relaxation: Relaxation, starts: int) -> None:
+    def relaxed(self, starts: np.ndarray, branches: np.ndarray) -> Any:
+        """Returns `Relaxed` lanes, and the coordinates after annealing."""
+        ...
+
+
+class Search:
+    """One search: every branch relaxed, the promising ones rounded.
+
+    Relaxed by quadratic programming, or by `descent`; the points that it has annealed are
+    candidates of the rounding.
+    """
+
+    def __init__(
+        self, relaxation: Relaxation, starts: int, descent: Descent | None = None
+    ) -> None:
         self.relaxation = relaxation
+        self.descent = descent
+        self.annealed: list[tuple[int, np.ndarray]] = []  # branch and coordinates
         self.starts = starts
         self.rounding = Rounding(relaxation)
         self.count = len(relaxation.branches)
@@ -120,6 +137,10 @@ class Search:
 
     def _relaxed(self, starts: np.ndarray, lanes: np.ndarray) -> Relaxed:
         relaxation = self.relaxation
+        if self.descent is not None:
+            found, annealed = self.descent.relaxed(starts, lanes)
+            self.annealed += zip(lanes.tolist(), annealed, strict=True)
+            return found
         low = np.zeros_like(starts)
         return relax(
             relaxation.slopes, starts, lanes, low, low + 1.0, relaxation.weights
@@ -156,6 +177,8 @@ class Search:
         lanes = self._distinct(self._ordered(branch))
         centres = self.relaxed.coordinates[lanes]
         if self.rounding.discrete:
+            own = [row for of, row in self.annealed if of == branch]
+            self.rounding.evaluate(branch, own)
             prices = self.relaxed.multipliers[lanes]
             bound = self.bounds[branch]
             found = self.rounding.rounded(branch, centres, prices, bound)

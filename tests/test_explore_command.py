@@ -105,7 +105,7 @@ def test_full_output_is_left_as_parquet(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--pools"], "pools: expected --rate"),
+        (["--pools"], "pools: expected --arrivals"),
         (["--decode-gpu", "l40s"], "expected --pools beside them"),
         (["--recommend", "best.txt"], "ends in .yaml"),
         (["--report", "nowhere/page.html"], "expected a folder that exists"),
@@ -123,7 +123,7 @@ def test_full_output_is_left_as_parquet(capsys, tmp_path):
         (["--gpu-price", "cheap"], "gpu price: expected a number"),
         (["--gpu-price", "l40s=1"], "prices: expected one for h100-sxm"),
         (["--carbon", "-3"], "grams co2 per kwh: expected a number from 0"),
-        (["--burstiness", "2"], "expected --rate beside it"),
+        (["--burstiness", "2"], "expected --arrivals beside it"),
         (["--rack-power", "10kW"], "number of nodes of a rack"),
         (
             ["--set", "prompt=1..1000000", "--set", "output=1..1000000",

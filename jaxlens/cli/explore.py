@@ -26,6 +26,7 @@ from jaxlens.cli.explore_questions import (
     workload,
 )
 from jaxlens.cli.explore_tables import no_answer, show
+from jaxlens.cli.hosts import joined
 from jaxlens.cli.options import Json, option, with_options
 from jaxlens.cli.pictures import check_picture, draw
 from jaxlens.cli.tables import print_json, print_notes
@@ -59,7 +60,7 @@ jaxlens explore Qwen/Qwen3-32B -g l40s,h100-sxm --objective cost --gpu-price l40
 jaxlens explore Qwen/Qwen3-32B -g h100-sxm --set tp=1..8*2 --set clock=1.0GHz:1.9GHz:10
 --set power_cap=400W,500W,none --set weights=checkpoint,fp8 --where 'tp * dp <= 8'
 
-jaxlens explore Qwen/Qwen3-32B -g h100-sxm,b200-sxm --rate 20 --ttft-p99 2s --tpot 50ms --pools
+jaxlens explore Qwen/Qwen3-32B -g h100-sxm,b200-sxm --arrivals 20 --ttft-p99 2s --pools
 
 jaxlens explore --space space.yaml --node-power 5kW --host-watts 200     (a file of knobs)
 """
@@ -117,6 +118,17 @@ def command(
             metavar="FOLDER",
         ),
     ] = None,
+    hosts: Annotated[
+        str | None,
+        option(
+            "--hosts",
+            help="Share a large comparison among machines: run the same command on each, "
+            "with auto under Slurm, Open MPI or Kubernetes, else with "
+            "RANK/COUNT@ADDRESS:PORT, the address being that of rank 0.",
+            panel=ANSWER,
+            metavar="HOSTS",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compares all deployments of a space on several GPUs, and says which is best.
@@ -134,23 +146,35 @@ def command(
         check_picture(plot)
         # It takes as long to import as half of a compilation, which runs meanwhile.
         Thread(target=import_module, args=("jaxlens.plots",), daemon=True).start()
+    files = {"full": full, "recommendation": recommend, "report": report}
+    with joined(hosts) as leads:
+        _explore(options, top, plot, files, checkpoint, as_json, leads)
+
+
+def _explore(
+    options: ExploreOptions,
+    top: int,
+    plot: Path | None,
+    files: dict[str, Path | None],
+    checkpoint: Path | None,
+    as_json: bool,
+    leads: bool,
+) -> None:
+    """Compares, and lets the process that leads write and print what was found."""
     started = time.perf_counter()
-    given = {
-        "space": declared(options),
-        "workload": workload(options),
-        "limits": limits(options),
-        "soft": soft(options),
-        "rates": rates(options),
-        "arrivals": arrivals(options),
-        "objective": objective(options),
-        "full": full,
-        "checkpoint": checkpoint,
-    }
+    given = _question(options)
     pool_chips = pool_gpus(options)
     if options.pools and given["arrivals"] is None:
-        raise ValueError("pools: expected --rate, the requests per second, got none.")
-    with _progress(hidden=as_json) as progress, _warming(given["space"]):
-        result = exploring.explore(**given, progress=progress)
+        raise ValueError(
+            "pools: expected --arrivals, the requests per second, got none."
+        )
+    hidden = as_json or not leads
+    with _progress(hidden) as progress, _warming(given["space"]):
+        result = exploring.explore(
+            **given, full=files["full"], checkpoint=checkpoint, progress=progress
+        )
+    if not leads:
+        return
     pooled = None
     if options.pools:
         most = given["space"].max_gpus or DEFAULT_MAX_GPUS
@@ -161,14 +185,7 @@ def command(
         draw(result, rows[0] if rows else None, plot)
     found = content(result, rows)
     found |= {"seconds_elapsed": seconds, "plot": str(plot) if plot else None}
-    files = {"full": full, "recommendation": recommend, "report": report}
-    found |= {
-        name: str(path) if path and rows else None for name, path in files.items()
-    }
-    if rows and recommend is not None:
-        write_recommendation(result, found, rows[0], recommend)
-    if rows and report is not None:
-        write_page(result, found, report)
+    found |= _written(result, rows, found, files)
     if pooled is not None:
         found["pools"] = pools_content(pooled)
     if as_json:
@@ -179,6 +196,33 @@ def command(
         typer.echo(f"jaxlens: {no_answer(result)}", err=True)
     if not rows and not (pooled and pooled.pairs):
         raise typer.Exit(NOTHING_FEASIBLE)
+
+
+def _question(options: ExploreOptions) -> dict[str, Any]:
+    return {
+        "space": declared(options),
+        "workload": workload(options),
+        "limits": limits(options),
+        "soft": soft(options),
+        "rates": rates(options),
+        "arrivals": arrivals(options),
+        "objective": objective(options),
+    }
+
+
+def _written(
+    result: ExploreResult,
+    rows: list[int],
+    found: dict[str, Any],
+    files: dict[str, Path | None],
+) -> dict[str, str | None]:
+    """Writes the files that were asked for; returns where each lies, if anywhere."""
+    recommend, report = files["recommendation"], files["report"]
+    if rows and recommend is not None:
+        write_recommendation(result, found, rows[0], recommend)
+    if rows and report is not None:
+        write_page(result, found, report)
+    return {name: str(path) if path and rows else None for name, path in files.items()}
 
 
 def _print(

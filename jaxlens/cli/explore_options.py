@@ -127,7 +127,7 @@ class ExploreOptions:
         bool,
         option(
             "--pools",
-            help="Also try pools of GPUs that prefill and that decode; needs --rate.",
+            help="Also try pools of GPUs that prefill and that decode; needs --arrivals.",
             panel=TRIED,
         ),
     ] = False
@@ -148,6 +148,7 @@ class ExploreOptions:
     rate: Annotated[
         float | None,
         number(
+            "--arrivals",
             "--rate",
             help="Requests per second that arrive: answers are then at that load.",
             panel=TRAFFIC,
@@ -177,7 +178,7 @@ class ExploreOptions:
         str | None,
         option(
             "--ttft",
-            help="Limit on the mean time to the first token, such as 1s: with --rate at "
+            help="Limit on the mean time to the first token, such as 1s: with --arrivals at "
             "load, else of one bare prefill.",
             panel=LIMITS,
             metavar="TIME",
@@ -187,7 +188,7 @@ class ExploreOptions:
         str | None,
         option(
             "--ttft-p99",
-            help="Limit on the TTFT of 99 requests in 100; needs --rate.",
+            help="Limit on the TTFT of 99 requests in 100; needs --arrivals.",
             panel=LIMITS,
             metavar="TIME",
         ),

@@ -65,7 +65,9 @@ def search_pools(
         count: How many pairs.
     """
     if result.arrivals is None:
-        raise ValueError("pools: expected --rate, the requests per second, got none.")
+        raise ValueError(
+            "pools: expected --arrivals, the requests per second, got none."
+        )
     if result.objective not in OBJECTIVES:
         raise ValueError(
             "pools: expected the objective energy or cost, got "

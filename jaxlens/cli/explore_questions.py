@@ -61,7 +61,7 @@ def arrivals(options: ExploreOptions) -> Arrivals | None:
     if options.rate is None:
         if options.burstiness != 1.0:
             raise ValueError(
-                "burstiness: expected --rate beside it, got none; state it."
+                "burstiness: expected --arrivals beside it, got none; state it."
             )
         return None
     return Arrivals(requests_per_second=options.rate, burstiness=options.burstiness)

@@ -21,7 +21,7 @@ from jaxlens.cli.tables import (
 )
 
 if TYPE_CHECKING:
-    from jaxlens.optimize.batch_advice import BatchAdvice, MeasuredRun, Sharing
+    from jaxlens.optimize.batch_advice import BatchAdvice, MeasuredRun, Replicas
 
 REASONS = {
     "throughput": "a larger batch serves less",
@@ -135,7 +135,7 @@ def content(advice: "BatchAdvice") -> dict[str, Any]:
         "kv_bytes": float(advice.memory.kv_bytes),
         "kv_bytes_freed": advice.kv_bytes_freed,
         "replicas": [vars(found) for found in advice.replicas],
-        "advised_replicas": advice.advised.replicas,
+        "advised_replicas": advice.advised.count,
         "commands": _commands(advice),
         "curve": {
             "batch": curve.batch.tolist(),
@@ -171,7 +171,7 @@ def show(advice: "BatchAdvice") -> None:
     freed = advice.kv_bytes_freed
     print_line(
         f"KV cache {scaled(float(advice.memory.kv_bytes), 'B')}; {scaled(freed, 'B')} less "
-        f"than the {advice.largest_batch} sequences that fit"
+        f"than that of {advice.largest_batch} sequences"
     )
     print_table(
         (
@@ -201,9 +201,9 @@ def _rows(advice: "BatchAdvice") -> dict[int, str]:
     return dict(sorted(rows.items()))
 
 
-def _share_row(found: "Sharing", advice: "BatchAdvice") -> tuple[str, ...]:
+def _share_row(found: "Replicas", advice: "BatchAdvice") -> tuple[str, ...]:
     return (
-        f"{found.replicas}",
+        f"{found.count}",
         f"{found.batch}",
         f"{found.output_tokens_per_second:,.0f}",
         scaled(found.seconds_per_output_token, "s"),
@@ -219,9 +219,9 @@ def _commands(advice: "BatchAdvice") -> list[str]:
     """What to set in an engine for the advised replicas."""
     best = advice.advised
     lines = [f"per replica: at most {best.batch} running sequences"]
-    if best.replicas > 1:
+    if best.count > 1:
         lines.append(
-            f"{best.replicas} replicas on one GPU, each with {share(best.memory_share)} of "
+            f"{best.count} replicas on one GPU, each with {share(best.memory_share)} of "
             f"its memory, under a process-sharing service (nvidia-cuda-mps-control -d)"
         )
     if advice.request.card.engine == "vllm":

@@ -86,7 +86,7 @@ def draw_batches(advice: "BatchAdvice", path: Path) -> None:
         linewidth=1.0,
         label=f"least efficiency {advice.efficiency:g}",
     )
-    more = [found for found in advice.replicas if found.replicas > 1]
+    more = [found for found in advice.replicas if found.count > 1]
     for number, found in enumerate(more):
         colour = COLOURS[2]
         left.plot(found.batch, found.output_tokens_per_second, "D", color=colour)
@@ -96,7 +96,7 @@ def draw_batches(advice: "BatchAdvice", path: Path) -> None:
                 left,
                 found.batch,
                 found.output_tokens_per_second,
-                f"x{found.replicas}",
+                f"x{found.count}",
                 along="",
             )
     top = max(
