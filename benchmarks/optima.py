@@ -4,13 +4,14 @@ Each setting (model, chip, lengths, knobs) is evaluated at every point once; sev
 with random objectives and limits are then asked of it. `--json` prints every problem.
 
     python -m benchmarks.optima --problems 200 --json
+    python -m benchmarks.optima --problems 16 --method both
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from jaxlens import batch, spaces
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.layouts import check_layout
-from jaxlens.optimize.optima import solve
+from jaxlens.optimize.optima import METHODS, solve
 from jaxlens.optimize.outcomes import Prices, Question, outcome
 from jaxlens.optimize.problems import Limit, Problem, at_least, at_most
 from jaxlens.optimize.variables import (
@@ -183,14 +184,18 @@ def problem(
 
 
 def compare(
-    request: Request, task: Problem, columns: batch.Columns, legal: np.ndarray
+    request: Request,
+    task: Problem,
+    columns: batch.Columns,
+    legal: np.ndarray,
+    method: str = "quadratic",
 ) -> dict[str, Any]:
     """Returns how the found optimum compares with the best of all points."""
     within = legal & (columns["sequences_per_stage"] >= 1.0)
     for name, limit in task.stated:
         slack = limit.sense * (limit.value - columns[name].astype(float))
         within &= slack >= 1e-6 * abs(limit.value)
-    found = solve(task, request, prices=PRICES)
+    found = solve(task, request, prices=PRICES, method=method)
     objective = columns[task.objective].astype(float)
     possible = bool(within.any())
     best = (
@@ -200,6 +205,7 @@ def compare(
     if best is not None and found.feasible:
         regret = task.sign * (found.objective - best) / abs(best)
     return {
+        "method": method,
         "model": request.shape.name,
         "chip": request.card.chip,
         "prompt_tokens": float(request.workload.prompt_tokens),
@@ -222,20 +228,23 @@ def compare(
     }
 
 
-def run(problems: int, seed: int) -> list[dict[str, Any]]:
-    """Returns one entry per problem."""
+def run(problems: int, seed: int, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns one entry per problem and method."""
     random = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
-    while len(rows) < problems:
+    asked = 0
+    while asked < problems:
         request, variables = setting(random)
         columns, legal, seconds = everything(request, variables)
         if not legal.any():
             continue
-        for _ in range(min(PER_SETTING, problems - len(rows))):
+        for _ in range(min(PER_SETTING, problems - asked)):
             task = problem(random, variables, columns, legal)
-            row = compare(request, task, columns, legal)
-            rows.append(row | {"exhaustive_seconds": seconds})
-        print(f"{len(rows)} of {problems}", file=sys.stderr)
+            asked += 1
+            for method in methods:
+                row = compare(request, task, columns, legal, method)
+                rows.append(row | {"exhaustive_seconds": seconds})
+        print(f"{asked} of {problems}", file=sys.stderr)
     return rows
 
 
@@ -263,6 +272,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "share_with_padding": _spread(padded),
         "evaluations": _spread([row["evaluations"] for row in rows]),
         "seconds": _spread(seconds),
+        "compile_seconds_largest": max(row["compile_seconds"] for row in rows),
     }
 
 
@@ -281,10 +291,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--method", choices=[*METHODS, "both"], default="quadratic", help="of the search"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = run(given.problems, given.seed)
-    content = {"summary": summary(rows)}
+    methods = tuple(METHODS) if given.method == "both" else (given.method,)
+    rows = run(given.problems, given.seed, methods)
+    content: dict[str, Any] = {
+        "summary": summary([row for row in rows if row["method"] == methods[0]])
+    }
+    for method in methods[1:]:
+        own = [row for row in rows if row["method"] == method]
+        content[f"summary_{method}"] = summary(own)
     if given.json:
         content["rows"] = rows
     print(json.dumps(content, indent=2))

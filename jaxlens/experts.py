@@ -26,27 +26,24 @@ Scalar = Float[Array, ""] | float
 Nodes = Float[Array, "node ..."]  # one number for each node of the quadrature
 
 HEAD = 2  # experts that are summed one by one
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(6)
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 # Positions of all nodes between log(HEAD + 1/2) and log(experts + 1/2); heads are outside.
 _IS_HEAD = np.arange(HEAD + len(_POINTS)) < HEAD
 _HEAD_LOGS = np.where(_IS_HEAD, np.log(np.arange(1, len(_IS_HEAD) + 1)), 0.0)
 _POSITIONS = np.concatenate([np.zeros(HEAD), 0.5 * (_POINTS + 1.0)])
 _SHARES = np.concatenate([np.zeros(HEAD), 0.5 * _WEIGHTS])
-ROUTING_STEPS = 2  # of Halley
+ROUTING_STEPS = 2  # of Halley, from the same exponentials
 CROSSING_STEPS = 2  # of Halley
 TINY = 1e-12
 # -log of -log Phi(z) from LOWEST to HIGHEST, lowest power first: z is within 0.003 between
 # -3 and 4, and 0.02 beyond. Fitted to values of scipy.special.log_ndtr.
 LOWEST, HIGHEST = -4.5, 6.0  # standard deviations: beyond is as good as never and always
 DOUBLE_LOG_PHI = (
-    0.36453588,
-    1.15567758,
-    0.20817094,
-    0.03087037,
-    0.00165158,
-    -0.00023530,
-    -0.00002493,
+    *(0.36453588, 1.15567758, 0.20817094, 0.03087037),
+    *(0.00165158, -0.00023530, -0.00002493),
 )
+SLOPE = tuple(n * c for n, c in enumerate(DOUBLE_LOG_PHI))[1:]
+TURN = tuple(n * c for n, c in enumerate(SLOPE))[1:]
 # z of an exponent between -2.6 and 8, lowest power first, for a first guess only.
 QUANTILES = (-0.3164, 1.0050, -0.1778, 0.02362, -0.00123)
 
@@ -83,7 +80,9 @@ def _routing(experts: Nodes, top_k: Nodes, skew: Nodes) -> Routing:
     logs = _column(_HEAD_LOGS + ~_IS_HEAD * np.log(HEAD + 0.5), span)
     logs = logs + span * _column(_POSITIONS, span)
     ranks = jnp.exp(logs)
-    counts = _column(_IS_HEAD, span) + ranks * span * _column(_SHARES, span)
+    tail = ranks * _column(_SHARES, span)
+    tail = tail * ((experts - HEAD) / _total(tail))  # all of them, exactly
+    counts = _column(_IS_HEAD, span) + tail
     weights = jnp.exp(-skew * logs)
     weights = weights * (experts / _total(counts * weights))
     share = jnp.minimum(top_k / experts, 1.0 - 1e-6)
@@ -98,18 +97,17 @@ def _tuned(
 ) -> tuple[Nodes, Nodes, Nodes]:
     """log(1 - p) = kappa log(1 - a w / kappa) whose mean p is `share`; p and `a`.
 
-    Halley's method on the log of the mean of 1 - p, from the `a` of equal experts. The last
-    move is so small that a series follows it.
+    Halley's method on the log of the mean of 1 - p, from the `a` of equal experts. What is
+    left after it is so small that series follow it.
     """
     target, inverse = jnp.log1p(-share), 1.0 / kappa
     total = _total(counts)
     a = -kappa * jnp.expm1(target * inverse)
-    log_misses = misses = move = along = weights
-    for step in range(ROUTING_STEPS):
-        part = jnp.minimum(a * inverse * weights, 1.0 - 1e-6)
-        log_misses = kappa * jnp.log1p(-part)
-        misses = jnp.exp(log_misses)
-        along = weights / (1.0 - part)
+    part = jnp.minimum(a * inverse * weights, 1.0 - 1e-6)
+    log_misses = kappa * jnp.log1p(-part)
+    misses = jnp.exp(log_misses)
+    along = weights / (1.0 - part)
+    for _ in range(ROUTING_STEPS):
         held = counts * misses
         mean = _total(held)
         slope = _total(held * along) / mean
@@ -117,11 +115,13 @@ def _tuned(
         newton = (jnp.log(mean / total) - target) / slope
         curved = 0.5 * newton * (bend / slope - slope)
         move = newton / jnp.maximum(1.0 - curved, 0.2)
-        a = a + move
-    lost = move * along
-    more = lost * (1.0 + lost * inverse * (0.5 + lost * inverse / 3.0))
-    kept = 1.0 - more * (1.0 - 0.5 * more * (1.0 - more / 3.0))
-    return log_misses - more, 1.0 - misses * kept, a
+        a, lost = a + move, move * along
+        shifted = lost * inverse
+        more = lost * (1.0 + shifted * (0.5 + shifted * (1.0 / 3.0 + 0.25 * shifted)))
+        log_misses = log_misses - more
+        misses = misses * (1.0 - more * (1.0 - 0.5 * more * (1.0 - more / 3.0)))
+        along = along * (1.0 + shifted * (1.0 + shifted * (1.0 + shifted)))
+    return log_misses, 1.0 - misses, a
 
 
 @_tuned.defjvp
@@ -308,21 +308,22 @@ def _level_crossing_jvp(primals, tangents):
 
 def _exceeding(z: Nodes) -> tuple[Nodes, Nodes, Nodes]:
     """-log Phi(z) = exp(-P(z)), and P' and P'^2 - P'': those of its derivatives."""
-    power, slope, turn = 0.0 * z + DOUBLE_LOG_PHI[-1], 0.0 * z, 0.0 * z
-    for coefficient in DOUBLE_LOG_PHI[-2::-1]:
-        turn = turn * z + slope
-        slope = slope * z + power
-        power = power * z + coefficient
-    return jnp.exp(-power), slope, slope * slope - 2.0 * turn
+    slope = _series(SLOPE, z)
+    power = _series(DOUBLE_LOG_PHI, z)
+    return jnp.exp(-power), slope, slope * slope - _series(TURN, z)
 
 
 def _quantile(log_share: Nodes) -> Nodes:
     """About the z at which -log Phi(z) is exp(-log_share)."""
-    exponent = jnp.clip(log_share, -2.5, 8.0)
-    z = 0.0 * exponent
-    for coefficient in reversed(QUANTILES):
-        z = z * exponent + coefficient
-    return z
+    return _series(QUANTILES, jnp.clip(log_share, -2.5, 8.0))
+
+
+def _series(coefficients: tuple[float, ...], z: Nodes) -> Nodes:
+    """A polynomial, lowest power first."""
+    value = coefficients[-1] * z + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        value = value * z + coefficient
+    return value
 
 
 def _collision_maximum(

@@ -22,6 +22,7 @@ PROMISING = 0.03  # scaled: branches this near the best are searched further
 FEW = 3
 MOST_CENTRES = 3  # relaxed optima of a branch that are rounded
 RESCALINGS = 3
+FINISHING_STEPS = 8  # quadratic ones, after a first-order descent
 
 
 class Descent(Protocol):
@@ -137,14 +138,24 @@ class Search:
 
     def _relaxed(self, starts: np.ndarray, lanes: np.ndarray) -> Relaxed:
         relaxation = self.relaxation
-        if self.descent is not None:
-            found, annealed = self.descent.relaxed(starts, lanes)
-            self.annealed += zip(lanes.tolist(), annealed, strict=True)
-            return found
         low = np.zeros_like(starts)
-        return relax(
-            relaxation.slopes, starts, lanes, low, low + 1.0, relaxation.weights
+        high, weights = low + 1.0, relaxation.weights
+        if self.descent is None:
+            return relax(relaxation.slopes, starts, lanes, low, high, weights)
+        first, annealed = self.descent.relaxed(starts, lanes)
+        self.annealed += zip(lanes.tolist(), annealed, strict=True)
+        # Bounds and prices need more digits than first-order steps give.
+        found = relax(
+            relaxation.slopes,
+            first.coordinates,
+            lanes,
+            low,
+            high,
+            weights,
+            FINISHING_STEPS,
+            first.multipliers,
         )
+        return replace(found, steps=first.steps + found.steps)
 
     def _ordered(self, branch: int) -> list[int]:
         """Lanes of a branch, best first."""
@@ -177,14 +188,25 @@ class Search:
         lanes = self._distinct(self._ordered(branch))
         centres = self.relaxed.coordinates[lanes]
         if self.rounding.discrete:
-            own = [row for of, row in self.annealed if of == branch]
-            self.rounding.evaluate(branch, own)
             prices = self.relaxed.multipliers[lanes]
             bound = self.bounds[branch]
             found = self.rounding.rounded(branch, centres, prices, bound)
+            found = self._annealed(branch, found, prices[:1])
         else:
             found = self.rounding.solved(branch, centres)
         self.bests[branch] = min(found, self.bests[branch], key=lambda c: c.rank)
+
+    def _annealed(
+        self, branch: int, found: Candidate, prices: np.ndarray
+    ) -> Candidate:
+        """The best point around what annealing has found, if it is better than `found`."""
+        own = [row for of, row in self.annealed if of == branch]
+        known = self.rounding.evaluate(branch, own)
+        best = min([found, *known], key=lambda c: c.rank)
+        if not best.rank < found.rank:
+            return found
+        centre = best.coordinates[None]
+        return self.rounding.rounded(branch, centre, prices, self.bounds[branch])
 
     def _distinct(self, lanes: list[int]) -> list[int]:
         """Lanes that have ended elsewhere than better ones, within 1 %; few at most."""

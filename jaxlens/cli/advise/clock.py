@@ -77,8 +77,8 @@ def command(
     """The SM clock of least energy within a slowdown, and the power cap like it.
 
     Voltage falls with the clock down to a knee; below it a lower clock only takes longer.
-    The clock is one that the chip supports. Locking it and capping the power are two ways
-    to the same energy: the lines for nvidia-smi are printed for both.
+    The clock is one that the chip supports. Beside it stands the power cap that takes the same
+    time without a lock. The lines for nvidia-smi are printed for both.
     """
     if plot is not None:
         check_picture(plot)

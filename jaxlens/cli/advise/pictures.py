@@ -39,7 +39,7 @@ def draw_clocks(advice: "ClockAdvice", path: Path) -> None:
         )
     axes.axhline(advice.slowdown, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)))
     axes.axvline(advice.knee.knee_hz / 1e6, color=GREY, linewidth=1.0)
-    _words(axes, advice.knee.knee_hz / 1e6, 0.03, "voltage is flat to the left")
+    _words(axes, advice.knee.knee_hz / 1e6, 0.93, "voltage is flat to the left")
     _words(axes, 0.99, advice.slowdown, f"bound {advice.slowdown:g}", along="y")
     _star(
         axes, best.clock_hz / 1e6, 1.0 - best.saving, f"{best.clock_hz / 1e6:.0f} MHz"
@@ -59,6 +59,8 @@ def draw_clocks(advice: "ClockAdvice", path: Path) -> None:
 
 def draw_batches(advice: "BatchAdvice", path: Path) -> None:
     """Writes throughput and time per token by batch, with replicas, to `path`."""
+    from matplotlib.ticker import FuncFormatter
+
     from jaxlens.plots import COLOURS, GREY
 
     curve, chosen = advice.curve, advice.batch - 1
@@ -69,6 +71,7 @@ def draw_batches(advice: "BatchAdvice", path: Path) -> None:
     ):
         axes.plot(curve.batch, values, color=COLOURS[0], linewidth=2.2)
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("batch of a replica")
         _star(axes, float(advice.batch), float(values[chosen]), f"{advice.batch}")
     left.plot(
@@ -126,7 +129,7 @@ def _figure(count: int) -> "tuple[Figure, list[Axes]]":
 
     from jaxlens.plots import GREY, GRID, PAPER
 
-    figure = Figure(figsize=(1.2 + 5.4 * count, 5.0), dpi=160)
+    figure = Figure(figsize=(3.2 + 4.8 * count, 5.0), dpi=160)
     figure.set_layout_engine("constrained", rect=(0.0, 0.0, 1.0, 0.88))
     figure.set_facecolor(PAPER)
     axes = list(figure.subplots(1, count, squeeze=False)[0])
