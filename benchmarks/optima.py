@@ -140,7 +140,8 @@ def _legal(request: Request, space: spaces.Space) -> np.ndarray:
     found = []
     for row in range(space.size // inner):
         point = spaces.point(space, row * inner)
-        layout = Deployment(batch=1e15, **{name: point[name] for name in degrees})
+        chosen: dict[str, Any] = {name: point[name] for name in degrees}
+        layout = Deployment(batch=1e15, **chosen)
         problems = check_layout(
             request.shape, request.profile.chip, layout, network=network
         )
@@ -179,7 +180,9 @@ def problem(
             seen = columns[name][legal]
             value = float(0.8 * seen.min() if less else 1.2 * seen.max())
         limits[name] = at_most(value) if less else at_least(value)
-    goal = {"minimise" if OBJECTIVES[objective][1] else "maximise": objective}
+    goal: dict[str, Any] = {
+        "minimise" if OBJECTIVES[objective][1] else "maximise": objective
+    }
     return Problem(variables=variables, limits=limits, **goal)
 
 
@@ -292,7 +295,10 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--method", choices=[*METHODS, "both"], default="quadratic", help="of the search"
+        "--method",
+        choices=[*METHODS, "both"],
+        default="quadratic",
+        help="of the search",
     )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

@@ -287,10 +287,12 @@ def _compact(
 
     keys, level = lax.while_loop(too_many, coarser, (keys, archive.level))
     alive = keys[0] < ABSENT
+    # One scatter of places, and gathers by it.
     slot = jnp.where(alive, jnp.cumsum(alive, dtype=jnp.int32) - 1, capacity)
-    front = jnp.stack(
-        [jnp.full(capacity, ABSENT).at[slot].set(key, mode="drop") for key in keys]
-    )
+    place = jnp.arange(keys.shape[1], dtype=jnp.int32)
+    chosen = jnp.full(capacity, NO_SLOT).at[slot].set(place, mode="drop")
+    taken, chosen = chosen >= 0, jnp.maximum(chosen, 0)
+    front = jnp.where(taken, keys[:, chosen], ABSENT)
     shift = shift_of(level, epsilon_shift)
     floors = jnp.where(front < ABSENT, (front >> shift) << shift, ABSENT)
 
@@ -301,8 +303,8 @@ def _compact(
     edges = lax.cond(turn, moved, lambda: archive.edges)
     return Archive(
         keys=front,
-        high=jnp.zeros(capacity, jnp.int32).at[slot].set(high, mode="drop"),
-        low=jnp.zeros(capacity, jnp.int32).at[slot].set(low, mode="drop"),
+        high=jnp.where(taken, high[chosen], 0),
+        low=jnp.where(taken, low[chosen], 0),
         level=level,
         changes=archive.changes + 1,
         edges=edges,
@@ -341,6 +343,8 @@ def _slots(front: Keys, shift: Any, size: int) -> Int[Array, " hash"]:
     """Which point has a hash, if it is one."""
     place = jnp.where(front[0] < ABSENT, _hash(front >> shift, size), size)
     slot = jnp.arange(front.shape[1], dtype=jnp.int32)
-    last = jnp.full(size, NO_SLOT).at[place].max(slot, mode="drop")
-    number = jnp.zeros(size, jnp.int32).at[place].add(1, mode="drop")
-    return jnp.where(number > 1, SEVERAL, last)
+    # Number and sum of them in one scatter.
+    unit = np.int32(1 << (front.shape[1] - 1).bit_length())
+    held = jnp.zeros(size, jnp.int32).at[place].add(unit + slot, mode="drop")
+    found = jnp.where(held == 0, NO_SLOT, held & (unit - 1))
+    return jnp.where(held >= 2 * unit, SEVERAL, found)

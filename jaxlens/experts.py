@@ -14,6 +14,9 @@ ranks and skews of 0 to 1: active experts are within 1 %, the busiest rank withi
 but one in a hundred cases, and 4 % at worst (skew 1 with fewer than one token for a rank).
 """
 
+import operator
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,8 @@ _IS_HEAD = np.arange(HEAD + len(_POINTS)) < HEAD
 _HEAD_LOGS = np.where(_IS_HEAD, np.log(np.arange(1, len(_IS_HEAD) + 1)), 0.0)
 _POSITIONS = np.concatenate([np.zeros(HEAD), 0.5 * (_POINTS + 1.0)])
 _SHARES = np.concatenate([np.zeros(HEAD), 0.5 * _WEIGHTS])
+# Which nodes are less popular than a node: half of its own if it stands for many.
+_BELOW = np.triu(np.ones((len(_IS_HEAD),) * 2), 1) + np.diag(np.where(_IS_HEAD, 0, 0.5))
 ROUTING_STEPS = 2  # of Halley, from the same exponentials
 CROSSING_STEPS = 2  # of Halley
 TINY = 1e-12
@@ -101,7 +106,7 @@ def _tuned(
     left after it is so small that series follow it.
     """
     target, inverse = jnp.log1p(-share), 1.0 / kappa
-    total = _total(counts)
+    wanted = target + jnp.log(_total(counts))
     a = -kappa * jnp.expm1(target * inverse)
     part = jnp.minimum(a * inverse * weights, 1.0 - 1e-6)
     log_misses = kappa * jnp.log1p(-part)
@@ -110,11 +115,9 @@ def _tuned(
     for _ in range(ROUTING_STEPS):
         held = counts * misses
         mean = _total(held)
-        slope = _total(held * along) / mean
-        bend = (1.0 - inverse) * _total(held * along * along) / mean
-        newton = (jnp.log(mean / total) - target) / slope
-        curved = 0.5 * newton * (bend / slope - slope)
-        move = newton / jnp.maximum(1.0 - curved, 0.2)
+        first = _total(held * along)
+        second = (1.0 - inverse) * _total(held * along * along)
+        move = _halley(jnp.log(mean) - wanted, mean, first, second)
         a, lost = a + move, move * along
         shifted = lost * inverse
         more = lost * (1.0 + shifted * (0.5 + shifted * (1.0 / 3.0 + 0.25 * shifted)))
@@ -213,7 +216,7 @@ def _spread_maximum(
     offsets = 1.5 * size - width / 6.0
     # As if there was no other rank.
     quantiles = _quantile(loads.log_shares - jnp.log(level))
-    start = jnp.max((offsets + quantiles) * width * third * third, 0, keepdims=True)
+    start = _most((offsets + quantiles) * width * third * third)
     known = (1.5 * size * (third * alone), offsets, loads.shares, level)
     powered, exceed = _level_crossing(*known, jax.lax.stop_gradient(start / 1.5))
     # A mean above the median: what a skewed count adds, less if many ranks compete.
@@ -282,12 +285,10 @@ def _level_crossing(
         z = jnp.clip(slopes * y - offsets, LOWEST, HIGHEST)
         exceed, slope, bend = _exceeding(z)
         held = shares * exceed
-        inverse = 1.0 / _total(held)
-        fall = _total(held * slopes * slope) * inverse
-        curvature = _total(held * slopes * slopes * bend) * inverse
-        newton = -jnp.log(level * inverse) / fall
-        curved = 0.5 * newton * (curvature / fall - fall)
-        move = newton / jnp.maximum(1.0 - curved, 0.2)
+        total = _total(held)
+        first = _total(held * slopes * slope)
+        second = _total(held * slopes * slopes * bend)
+        move = _halley(jnp.log(total) - jnp.log(level), total, first, second)
         y, moved = y + move, slopes * move
         exceed = exceed * jnp.maximum(1.0 - moved * (slope - 0.5 * moved * bend), 0.0)
     return jnp.maximum(y, TINY), exceed
@@ -304,6 +305,20 @@ def _level_crossing_jvp(primals, tangents):
     lower = _total(d_shares * exceed - shares * lost * direct)
     dy = (lower - d_level) / _total(shares * lost * slopes)
     return (y, exceed), (dy, -lost * (direct + slopes * dy))
+
+
+def _halley(excess: Nodes, value: Nodes, first: Nodes, second: Nodes) -> Nodes:
+    """Halley's step for log f = target from above, f falling; at most five of Newton's.
+
+    Args:
+        excess: log f - target.
+        value: f.
+        first: -f'.
+        second: f''.
+    """
+    inverse = value / first
+    curved = 0.5 * excess * (second * inverse / first - 1.0)
+    return excess * inverse / jnp.maximum(1.0 - curved, 0.2)
 
 
 def _exceeding(z: Nodes) -> tuple[Nodes, Nodes, Nodes]:
@@ -349,23 +364,18 @@ def _collision_maximum(
     pairs, triples = jnp.maximum(pairs, 0.0), jnp.maximum(triples, 0.0)
     growth = 3.0 * triples / (pairs + TINY)
     # The total is fixed: without a pair, the other ranks hold more.
-    fixed = (
-        (2.0 * pairs / copies - 2.0 / 3.0 * growth) * (copies - 0.5) / (copies + 1.0)
-    )
+    less = (copies - 0.5) / (copies * (copies + 1.0))
+    fixed = (2.0 * pairs - 2.0 / 3.0 * growth * copies) * less
     twos = pairs / (1.0 - 1.1 * jnp.clip(fixed, 0.0, 0.6))
     threes = triples * jnp.exp(-0.3 * growth)
-    fours = 0.25 * triples * growth * jnp.exp(-0.8 * growth)
+    fours = 0.25 * threes * growth * jnp.exp(-0.5 * growth)
     return 4.0 - jnp.exp(-twos) - jnp.exp(-threes) - jnp.exp(-fours)
 
 
 def _below(values: Nodes) -> Nodes:
-    """Sums over the experts that are less popular than each node: half of its own."""
-    rows, total = [], 0.0 * values[:1]
-    for node in reversed(range(values.shape[0])):
-        own = values[node : node + 1]
-        rows.append(total if _IS_HEAD[node] else total + 0.5 * own)
-        total = total + own
-    return jnp.concatenate(rows[::-1])
+    """Sums over the experts that are less popular than each node."""
+    table = jnp.asarray(_BELOW, values.dtype)
+    return jnp.tensordot(table, values, 1, precision="highest")
 
 
 def _lifted(*values: Scalar) -> tuple[Nodes, ...]:
@@ -386,5 +396,12 @@ def _column(table: np.ndarray, like: Nodes) -> Nodes:
 
 def _total(values: Nodes) -> Nodes:
     # Node by node: a compiler fuses that with what comes before, and not a reduction.
-    rows = [values[node : node + 1] for node in range(values.shape[0])]
-    return sum(rows[1:], start=rows[0])
+    return reduce(operator.add, _rows(values))
+
+
+def _most(values: Nodes) -> Nodes:
+    return reduce(jnp.maximum, _rows(values))
+
+
+def _rows(values: Nodes) -> list[Nodes]:
+    return [values[node : node + 1] for node in range(values.shape[0])]

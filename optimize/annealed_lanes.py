@@ -100,12 +100,12 @@ class AnnealedLanes:
         slacks = state.slacks[:, limits]
         prices = np.where(slacks > USED_UP, 0.0, state.prices[:, limits])
         return Relaxed(
-            coordinates=state.relaxed[:, self.places],
+            coordinates=np.asarray(state.relaxed)[:, self.places],
             objective=np.asarray(state.objective),
-            slacks=slacks,
+            slacks=np.asarray(slacks),
             multipliers=prices,
-            reduced_slope=state.slope[:, self.places],
-            converged=state.reason == CONVERGED,
+            reduced_slope=np.asarray(state.slope)[:, self.places],
+            converged=np.asarray(state.reason) == CONVERGED,
             steps=steps,
         )
 
@@ -125,7 +125,8 @@ class AnnealedLanes:
             golden = (turn * 0.618034 * (1.0 + np.arange(len(self.places)))) % 1.0
             signs = np.where(golden < 0.5, golden, golden - 1.0)
             away[lane, self.places] = 2.0 * ASIDE * signs
-        return Lane(start=start, free=free, fixed=fixed, away=away)
+        found: dict[str, Any] = dict(start=start, free=free, fixed=fixed, away=away)
+        return Lane(**found)
 
     def _task(self) -> Task:
         relaxation, problem = self.relaxation, self.relaxation.problem
@@ -138,7 +139,7 @@ class AnnealedLanes:
             return np.array([*(float(value) for value in values), *rest])
 
         listed = [limit for _, limit in limits]
-        return Task(
+        numbers: dict[str, Any] = dict(
             shared=jax.tree.map(lambda leaf: np.asarray(leaf, float), self.shared),
             sign=np.array(problem.sign),
             place=np.array(float(known.index(problem.objective))),
@@ -151,13 +152,13 @@ class AnnealedLanes:
             scales=padded(relaxation.scales[1:], 1.0),
             weights=np.minimum(padded(relaxation.weights, 1.0), HARD_WEIGHT),
             hard=padded(relaxation.hard, 0.0),
-            **self._boxes(),
         )
+        return Task(**numbers, **self._boxes())
 
-    def _boxes(self) -> dict[str, np.ndarray]:
+    def _boxes(self) -> dict[str, Any]:
         size = len(self.names)
         searched = self.relaxation.variables
-        found = {"low": np.ones(size), "high": np.ones(size)}
+        found: dict[str, Any] = {"low": np.ones(size), "high": np.ones(size)}
         found["logarithmic"] = np.zeros(size)
         rows = [
             ramps(searched[name]) if name in self.relaxation.free else np.zeros((0, 3))

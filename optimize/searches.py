@@ -20,7 +20,7 @@ WORTH = 1e-4  # relative: a branch that promises less than this is left alone
 MOST_CORNERS = 3  # free variables whose corners are all looked at
 PROMISING = 0.03  # scaled: branches this near the best are searched further
 FEW = 3
-MOST_CENTRES = 3  # relaxed optima of a branch that are rounded
+MOST_CENTRES = 2  # relaxed optima of a branch that are rounded
 RESCALINGS = 3
 FINISHING_STEPS = 8  # quadratic ones, after a first-order descent
 
@@ -186,19 +186,26 @@ class Search:
         if self.relaxed is None:
             return
         lanes = self._distinct(self._ordered(branch))
-        centres = self.relaxed.coordinates[lanes]
-        if self.rounding.discrete:
-            prices = self.relaxed.multipliers[lanes]
-            bound = self.bounds[branch]
-            found = self.rounding.rounded(branch, centres, prices, bound)
-            found = self._annealed(branch, found, prices[:1])
-        else:
-            found = self.rounding.solved(branch, centres)
-        self.bests[branch] = min(found, self.bests[branch], key=lambda c: c.rank)
+        if not self.rounding.discrete:
+            centres = self.relaxed.coordinates[lanes]
+            self._keep(self.rounding.solved(branch, centres))
+            return
+        bound, prices = self.bounds[branch], self.relaxed.multipliers
+        for lane in lanes:
+            missed, promised = self._lane_rank(lane)
+            known = self.bests[branch].rank[:2]
+            # A relaxed optimum bounds what lies around it.
+            if lane == lanes[0] or (missed, promised + WORTH) < known:
+                centre = self.relaxed.coordinates[[lane]]
+                found = self.rounding.rounded(branch, centre, prices[[lane]], bound)
+                self._keep(found)
+        self._keep(self._annealed(branch, self.bests[branch], prices[lanes[:1]]))
 
-    def _annealed(
-        self, branch: int, found: Candidate, prices: np.ndarray
-    ) -> Candidate:
+    def _keep(self, found: Candidate) -> None:
+        best = self.bests[found.branch]
+        self.bests[found.branch] = min(found, best, key=lambda c: c.rank)
+
+    def _annealed(self, branch: int, found: Candidate, prices: np.ndarray) -> Candidate:
         """The best point around what annealing has found, if it is better than `found`."""
         own = [row for of, row in self.annealed if of == branch]
         known = self.rounding.evaluate(branch, own)
