@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from matplotlib import pyplot as plt
 
-from jaxlens.occupancy import Server, occupancy
 from jaxlens.queueing import server_load
-from jaxlens.step_laws import StepLaw
+from jaxlens.queueing.occupancy import Server, occupancy
+from jaxlens.queueing.step_laws import StepLaw
 
 HERE = Path(__file__).resolve().parent
 LOADS = (0.3, 0.6, 0.85)

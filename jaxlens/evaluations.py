@@ -9,9 +9,9 @@ import numpy as np
 from jaxlens import clusters
 from jaxlens.batch import Columns
 from jaxlens.limits import REASONS, SIZED
-from jaxlens.manifests import Manifest
 from jaxlens.plans import Plan
 from jaxlens.shards import SMALLEST_ROW_BYTES, check_room, write_all
+from jaxlens.shards.manifests import Manifest
 from jaxlens.streams import Groups, Keep, Objective, stream
 from jaxlens.surveys import Survey
 from jaxlens.sweeps import outcome, sweep

@@ -42,7 +42,10 @@ CROSSING_STEPS = 2  # of Halley
 TINY = 1e-12
 # -log of -log Phi(z) from LOWEST to HIGHEST, lowest power first: z is within 0.003 between
 # -3 and 4, and 0.02 beyond. Fitted to values of scipy.special.log_ndtr.
-LOWEST, HIGHEST = -4.5, 6.0  # standard deviations: beyond is as good as never and always
+LOWEST, HIGHEST = (
+    -4.5,
+    6.0,
+)  # standard deviations: beyond is as good as never and always
 DOUBLE_LOG_PHI = (
     *(0.36453588, 1.15567758, 0.20817094, 0.03087037),
     *(0.00165158, -0.00023530, -0.00002493),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlens.fingerprints import fingerprint
-from jaxlens.manifests import (
+from jaxlens.shards.manifests import (
     NAME,
     Column,
     Plan,

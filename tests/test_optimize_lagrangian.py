@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlens import batch, spaces
 from jaxlens.deployments import Workload
 from jaxlens.optimize.annealed_lanes import AnnealedLanes, compilations, ramps
 from jaxlens.optimize.evaluators import Evaluator
 from jaxlens.optimize.optima import knobs_outcome, solve, solve_function
-from jaxlens.optimize.outcomes import Prices, Question, outcome
+from jaxlens.optimize.outcomes import FIELDS, Prices, Question, completed, outcome
 from jaxlens.optimize.problems import Problem, at_least, at_most
 from jaxlens.optimize.relaxations import Relaxation
 from jaxlens.optimize.variables import (
@@ -208,13 +207,7 @@ def test_digits_are_places_in_the_list(variable):
 
 
 MODEL = "meta-llama/Llama-3.1-8B"
-NAMES = "joules_per_output_token", "seconds_per_output_token", "memory_slack_bytes"
 TPOT_SECONDS = 0.009
-
-
-def some(question, values):
-    found = outcome(question, values)
-    return {name: found[name] for name in NAMES}
 
 
 def test_a_deployment_is_as_good_as_the_best_of_all_points():
@@ -228,10 +221,6 @@ def test_a_deployment_is_as_good_as_the_best_of_all_points():
         },
     )
     found = solve(problem, asked, method="lagrangian")
-    space = spaces.space(
-        spaces.integers("batch", 1, 48),
-        spaces.choices("clock_hz", clocks(asked.profile.chip)),
-    )
     question = Question(
         model=asked.model,
         profile=asked.profile,
@@ -239,7 +228,12 @@ def test_a_deployment_is_as_good_as_the_best_of_all_points():
         workload=asked.workload,
         prices=Prices(),
     )
-    columns = batch.evaluate(some, question, space)
+    names = "batch", "clock_hz"
+    every = product(range(1, 49), clocks(asked.profile.chip))
+    points = completed(asked.deployment, names, np.array(list(every), float))
+    evaluator = Evaluator(outcome, question, FIELDS)
+    listed = evaluator.values(points).T
+    columns = dict(zip(evaluator.quantities, listed, strict=True))
     met = columns["memory_slack_bytes"] >= 0.0
     met &= columns["seconds_per_output_token"] <= TPOT_SECONDS
     best = float(columns["joules_per_output_token"][met].min())

@@ -11,7 +11,6 @@ from jaxlens import Deployment, Workload, load_model, load_profile, predict
 from jaxlens.cli import main
 from jaxlens.limits import Limits
 from jaxlens.memory import sequence_bytes
-from jaxlens.pool_search import best_pools
 from jaxlens.pools import (
     Pool,
     balanced_replicas,
@@ -19,6 +18,7 @@ from jaxlens.pools import (
     predict_pools,
     prefill_load,
 )
+from jaxlens.pools.search import best_pools
 from jaxlens.queueing import Arrivals
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

@@ -11,10 +11,10 @@ from discrete_event_server import arrival_times, output_lengths, simulate
 import jaxlens.cli
 from jaxlens import Deployment, Workload, load_model, load_profile, predict
 from jaxlens.cli import main
-from jaxlens.occupancy import Server, occupancy
 from jaxlens.queueing import Arrivals, LoadEstimate, at_load, server_load
+from jaxlens.queueing.occupancy import Server, occupancy
+from jaxlens.queueing.step_laws import StepLaw, step_laws
 from jaxlens.serving import serve
-from jaxlens.step_laws import StepLaw, step_laws
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 LATENCIES = [

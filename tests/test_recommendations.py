@@ -18,7 +18,7 @@ from jaxlens.recommendations import (
     reproduction,
     write,
 )
-from jaxlens.reproductions import said, shape_fingerprint
+from jaxlens.recommendations.reproductions import said, shape_fingerprint
 from jaxlens.requests import prepare
 
 MODEL = "meta-llama/Llama-3.1-8B"
@@ -245,7 +245,7 @@ def test_formats_network_and_flags_survive(tmp_path):
 def test_names_cannot_break_out_of_the_file(tmp_path, request_, monkeypatch):
     name = 'a"\nrequest: {}\n# x: &y'
     monkeypatch.setattr(
-        "jaxlens.recommendations.prepare", lambda *_, **__: request_, raising=True
+        "jaxlens.recommendations.recommendation.prepare", lambda *_, **__: request_, raising=True
     )
     path = write(request_, None, tmp_path / "best.yaml", model=name, why=[name])
     assert content(path)["request"]["model"] == name

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import jaxlens.cli
-from jaxlens import batch, shard_files
+from jaxlens import batch
 from jaxlens.cli import main
-from jaxlens.manifests import NAME
+from jaxlens.shards import files as shard_files
 from jaxlens.shards import look, read_all, write_all
+from jaxlens.shards.manifests import NAME
 from jaxlens.spaces import choices, integers, point, space
 
 pytest.importorskip("pyarrow")

@@ -33,7 +33,7 @@ from jaxlens.cli.tables import print_json, print_notes
 from jaxlens.declarations import SearchSpace
 from jaxlens.exploring import ExploreResult
 from jaxlens.plans import DEFAULT_MAX_GPUS, plans
-from jaxlens.pool_search import PoolsResult
+from jaxlens.pools.search import PoolsResult
 
 NOTHING_FEASIBLE = 2
 

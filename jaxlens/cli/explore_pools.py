@@ -10,7 +10,7 @@ from jaxlens.deployments import Workload
 from jaxlens.economics import Tariff
 from jaxlens.exploring import ExploreResult
 from jaxlens.plans import OWN_FORMAT
-from jaxlens.pool_search import OBJECTIVES, PoolPair, PoolsResult, best_pools
+from jaxlens.pools.search import OBJECTIVES, PoolPair, PoolsResult, best_pools
 
 COLUMNS = (
     "prefill pool",

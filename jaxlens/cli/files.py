@@ -6,8 +6,8 @@ from typing import Any
 import typer
 
 from jaxlens.profile_values import near
-from jaxlens.recommendation_files import is_recommendation
 from jaxlens.recommendations import Recommendation, option_values, read
+from jaxlens.recommendations.files import is_recommendation
 
 
 def read_defaults(context: typer.Context, path: Path | None) -> Path | None:

@@ -19,8 +19,8 @@ from jaxlens.cli.tables import (
 )
 from jaxlens.deployments import UNLIMITED
 from jaxlens.economics import tariff
-from jaxlens.pool_search import PoolPair, PoolsResult, best_pools
 from jaxlens.pools import Pool, PoolLoad
+from jaxlens.pools.search import PoolPair, PoolsResult, best_pools
 from jaxlens.queueing import Arrivals
 
 NOTHING_FEASIBLE = 2

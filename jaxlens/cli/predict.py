@@ -19,7 +19,7 @@ from jaxlens.cli.tables import (
 )
 from jaxlens.intervals import coefficient_variance
 from jaxlens.recommendations import exact_estimate, reproduction
-from jaxlens.reproductions import Reproduction, as_content, said
+from jaxlens.recommendations.reproductions import Reproduction, as_content, said
 from jaxlens.requests import Request, check_memory, check_wall_plug
 from jaxlens.wall_plug import wall_plug
 

@@ -8,8 +8,8 @@ import typer
 
 from jaxlens.cli.options import Json
 from jaxlens.cli.tables import print_json, print_line, print_table, scaled, share
-from jaxlens.manifests import Manifest
 from jaxlens.shards import look
+from jaxlens.shards.manifests import Manifest
 
 MOST_RANGES = 8
 

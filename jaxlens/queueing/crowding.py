@@ -11,8 +11,8 @@ Source: W. Whitt, "The Queueing Network Analyzer", Bell System Technical Journal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.occupancy import Occupancy, Server
 from jaxlens.pytrees import pytree
+from jaxlens.queueing.occupancy import Occupancy, Server
 from jaxlens.smooth import smooth_min
 
 Scalar = Float[Array, ""] | float

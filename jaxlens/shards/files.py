@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlens.manifests import NAME, Column, Plan, Shard
+from jaxlens.shards.manifests import NAME, Column, Plan, Shard
 
 INDEX = "index"
 INDEX_COLUMN = Column(name=INDEX, type="int64", unit="1")

@@ -22,14 +22,14 @@ from jaxlens.commands.gpus import gpu_commands, reset_commands
 from jaxlens.deployments import UNLIMITED, Deployment, Workload
 from jaxlens.fingerprints import fingerprint
 from jaxlens.predictions import Estimate, predict
-from jaxlens.recommendation_files import FORMAT, read_content, write_content
-from jaxlens.reproductions import (
+from jaxlens.recommendations.files import FORMAT, read_content, write_content
+from jaxlens.recommendations.reproductions import (
     Reproduction,
     changed_inputs,
     coefficients,
     shape_fingerprint,
 )
-from jaxlens.reproductions import reproduction as _reproduction
+from jaxlens.recommendations.reproductions import reproduction as _reproduction
 from jaxlens.requests import Request, prepare
 
 # What the file calls an input, and the option of `jaxlens predict`.

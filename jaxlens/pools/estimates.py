@@ -25,18 +25,18 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.crowding import per_gap
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.economics import MILLION, Tariff
 from jaxlens.memory import memory, sequence_bytes
-from jaxlens.occupancy import Server
 from jaxlens.power import static_watts
 from jaxlens.profiles import Profile
 from jaxlens.pytrees import pytree
 from jaxlens.queueing import Arrivals, LoadEstimate, server_load
+from jaxlens.queueing.crowding import per_gap
+from jaxlens.queueing.occupancy import Server
+from jaxlens.queueing.step_laws import StepLaw, decode_laws, prefill_laws
 from jaxlens.serving import requested_clock
 from jaxlens.smooth import smooth_max
-from jaxlens.step_laws import StepLaw, decode_laws, prefill_laws
 from jaxlens.transformers import Model
 
 Scalar = Float[Array, ""] | float

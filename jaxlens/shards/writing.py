@@ -20,18 +20,7 @@ import numpy as np
 
 from jaxlens import batch
 from jaxlens.fingerprints import fingerprint
-from jaxlens.manifests import (
-    NAME,
-    Column,
-    Manifest,
-    Plan,
-    axis_entries,
-    check_same,
-    read_plan,
-    unit_of,
-    write_plan,
-)
-from jaxlens.shard_files import (
+from jaxlens.shards.files import (
     FILE,
     INDEX,
     INDEX_COLUMN,
@@ -42,6 +31,17 @@ from jaxlens.shard_files import (
     stored,
     sweep_up,
     write_shard,
+)
+from jaxlens.shards.manifests import (
+    NAME,
+    Column,
+    Manifest,
+    Plan,
+    axis_entries,
+    check_same,
+    read_plan,
+    unit_of,
+    write_plan,
 )
 from jaxlens.spaces import Space
 

@@ -12,18 +12,25 @@ Measured: against `tests/discrete_event_server.py`, see `docs/load_and_pools.md`
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.crowding import SMALLEST, SOFTNESS, Clusters, Crowd, crowd, steps_filled
 from jaxlens.deployments import Deployment, Workload
-from jaxlens.occupancy import Occupancy, Server, occupancy
 from jaxlens.power import static_watts
 from jaxlens.predictions import Estimate, predict
 from jaxlens.profiles import Profile
 from jaxlens.pytrees import pytree
+from jaxlens.queueing.crowding import (
+    SMALLEST,
+    SOFTNESS,
+    Clusters,
+    Crowd,
+    crowd,
+    steps_filled,
+)
+from jaxlens.queueing.occupancy import Occupancy, Server, occupancy
+from jaxlens.queueing.step_laws import StepLaw, step_laws
+from jaxlens.queueing.waits import NORMAL_99, first_token, quantiles, slot_wait
 from jaxlens.serving import requested_clock
 from jaxlens.smooth import smooth_min
-from jaxlens.step_laws import StepLaw, step_laws
 from jaxlens.transformers import Model
-from jaxlens.waits import NORMAL_99, first_token, quantiles, slot_wait
 
 Scalar = Float[Array, ""] | float
 

@@ -19,9 +19,9 @@ M. Hilferty, "The Distribution of Chi-Square", PNAS 17, 1931 (gamma quantiles).
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.crowding import SMALLEST, Clusters, Crowd, per_gap, steps_filled
-from jaxlens.occupancy import SERVED_SOFTNESS, Occupancy, Server
 from jaxlens.pytrees import pytree
+from jaxlens.queueing.crowding import SMALLEST, Clusters, Crowd, per_gap, steps_filled
+from jaxlens.queueing.occupancy import SERVED_SOFTNESS, Occupancy, Server
 from jaxlens.smooth import smooth_min
 
 Scalar = Float[Array, ""] | float

@@ -19,8 +19,8 @@ from jaxlens.economics import Tariff
 from jaxlens.exploring import ExploreResult, best, explore
 from jaxlens.fronts import pareto_front, top_k
 from jaxlens.limits import Limits
-from jaxlens.pool_candidates import Candidates, candidates
-from jaxlens.pools import Pool, PoolsEstimate, joined, predict_pools
+from jaxlens.pools.candidates import Candidates, candidates
+from jaxlens.pools.estimates import Pool, PoolsEstimate, joined, predict_pools
 from jaxlens.queueing import Arrivals, check_arrivals
 from jaxlens.requests import MOST_GPUS, Request, has_network, prepare
 

@@ -22,7 +22,7 @@ from jaxlens.device_layouts import (
     layouts,
 )
 from jaxlens.economics import Tariff
-from jaxlens.pools import Pool, PoolLoad, decode_load, prefill_load
+from jaxlens.pools.estimates import Pool, PoolLoad, decode_load, prefill_load
 from jaxlens.profiles import Profile
 from jaxlens.pytrees import pytree
 from jaxlens.queueing import Arrivals

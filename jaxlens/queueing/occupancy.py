@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlens.pytrees import pytree
+from jaxlens.queueing.step_laws import StepLaw
 from jaxlens.smooth import smooth_min
-from jaxlens.step_laws import StepLaw
 
 Scalar = Float[Array, ""] | float
 
