@@ -18,12 +18,12 @@ from jaxlens.optimize.augmented_lagrangian import (
     CONVERGED,
     REASONS,
     UNDEFINED,
-    Function,
     Lane,
     State,
     Task,
     descend,
 )
+from jaxlens.optimize.evaluators import Function
 from jaxlens.optimize.relaxations import Relaxation
 from jaxlens.optimize.solvers import HARD_WEIGHT, USED_UP, Relaxed
 from jaxlens.optimize.variables import Variable

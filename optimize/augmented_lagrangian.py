@@ -17,7 +17,6 @@ Press 1982, chapters 2 and 3; D. Kingma, J. Ba, "Adam: A Method for Stochastic O
 ICLR 2015, https://arxiv.org/abs/1412.6980.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,10 +24,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlens.optimize.evaluators import Function, Scalar
 from jaxlens.pytrees import pytree
 
-Scalar = Float[Array, ""] | float
-Function = Callable[[Any, Mapping[str, Scalar]], dict[str, Scalar]]
 Names = Float[Array, " name"]
 Limits = Float[Array, " limit"]
 
@@ -43,7 +41,8 @@ CALMER = 0.1  # and over the first step of the round before, at least
 MEMORY = 0.8, 0.95  # of Adam
 DIGITS = 0.2  # steps of an annealed round, at most, in digits
 FIRST_PENALTY, LARGEST_PENALTY, STIFFER = 10.0, 1e3, 4.0
-FIRST_SLOPE, SMALL_SLOPE = 1e-2, 1e-4  # of the merit: end of a round
+FIRST_SLOPE, SMALL_SLOPE = 1e-2, 1e-4  # of the merit: end of a relaxed round
+ANNEALED_SLOPE = 1e-3  # and of an annealed one
 SETTLED = 1e-4  # scaled slack: change of multipliers over rho
 STEADY = 3e-3  # relative change of multipliers
 SLOWER = 0.6  # a miss that shrinks less than this in a round asks for more penalty
@@ -56,7 +55,7 @@ RUNNING, CONVERGED, OUT_OF_STEPS, INFEASIBLE, UNDEFINED = range(5)
 REASONS = {
     CONVERGED: "the slope of the Lagrangian vanishes within every limit",
     OUT_OF_STEPS: "the relaxed rounds ended before the multipliers settled",
-    INFEASIBLE: "the merit is at rest, and limits are missed",
+    INFEASIBLE: "limits are still missed when the relaxed rounds end",
     UNDEFINED: "function or gradient are not numbers here",
 }
 
@@ -275,7 +274,7 @@ def _advanced(task: Task, lane: Lane, state: State, seen: Seen, adam: Any) -> St
     steep = jnp.max(jnp.abs(seen.slope), initial=0.0)
     fine = jnp.where(
         annealing,
-        FIRST_SLOPE * 0.1,
+        ANNEALED_SLOPE,
         jnp.maximum(FIRST_SLOPE * _power(0.1, state), SMALL_SLOPE),
     )
     over = (steep <= fine) | (state.step >= STEPS - 1)
@@ -315,48 +314,51 @@ def _ended(
 ) -> State:
     """The next round, with new multipliers; or the end of the lane."""
     annealing = state.round >= RELAXED_ROUNDS
-    change = jnp.max(
-        jnp.abs(seen.prices - state.multipliers) / state.penalty, initial=0.0
-    )
     missing = jnp.where(task.hard * jnp.abs(task.senses) > 0.0, -seen.slacks, 0.0)
     missed = jnp.max(missing, initial=0.0)
-    largest = 1.0 + jnp.max(seen.prices, initial=0.0)
-    settled = still & (change <= SETTLED)
-    settled = settled & (change * state.penalty <= STEADY * largest)
+    settled = still & _steady(state, seen)
     stuck = still & (missed > SLOW * state.missed) & (missed > MISSED)
     stuck = stuck & (state.penalty >= LARGEST_PENALTY)
-    relaxed_over = ~annealing & (settled | stuck | (state.round >= RELAXED_ROUNDS - 1))
-    way = REACH * jnp.max(jnp.abs(state.at - state.origin), initial=0.0)
-    first = jnp.minimum(jnp.maximum(way, CALMER * state.first), state.first)
-    first = jnp.where(annealing | relaxed_over, FIRST_STEP, first)
+    over = ~annealing & (settled | stuck | (state.round >= RELAXED_ROUNDS - 1))
     none_whole = ~jnp.any((jnp.max(task.mosts, axis=1) > 0.0) & (lane.free > 0.0))
-    infeasible = relaxed_over & (missed > MISSED)
-    last = relaxed_over & none_whole
+    last = over & none_whole
     last = last | (state.round >= RELAXED_ROUNDS + len(PULLS) - 1)
     settled = jnp.where(annealing, state.settled, settled)
     reason = jnp.where(last, jnp.where(settled, CONVERGED, OUT_OF_STEPS), RUNNING)
-    reason = jnp.where(infeasible, INFEASIBLE, reason)
+    reason = jnp.where(over & (missed > MISSED), INFEASIBLE, reason)
     slow = missed > jnp.maximum(SLOWER * state.missed, SETTLED)
     stiffer = jnp.minimum(STIFFER * state.penalty, LARGEST_PENALTY)
     beside = state.at + lane.away * _spacing(task, lane, state) * lane.free
-    ahead = jnp.where(relaxed_over & ~last, jnp.clip(beside, 0.0, 1.0), state.at)
+    ahead = jnp.where(over & ~last, jnp.clip(beside, 0.0, 1.0), state.at)
+    after = jnp.where(over, RELAXED_ROUNDS, state.round + 1)
     return _replaced(
         state,
         at=ahead,
         origin=ahead,
-        first=first,
+        first=jnp.where(annealing | over, FIRST_STEP, _calmer(state)),
         back=state.at,
         multipliers=seen.prices,
         penalty=jnp.where(slow, stiffer, state.penalty),
         missed=missed,
         adam=adam.init(state.at),
-        round=jnp.where(relaxed_over, RELAXED_ROUNDS, state.round + 1).astype(
-            jnp.int32
-        ),
+        round=after.astype(jnp.int32),
         step=jnp.zeros_like(state.step),
         reason=reason.astype(jnp.int32),
         settled=settled,
     )
+
+
+def _steady(state: State, seen: Seen) -> Any:
+    """Whether limits, and with them multipliers, are as they should be."""
+    change = jnp.max(jnp.abs(seen.prices - state.multipliers), initial=0.0)
+    largest = 1.0 + jnp.max(seen.prices, initial=0.0)
+    return (change <= SETTLED * state.penalty) & (change <= STEADY * largest)
+
+
+def _calmer(state: State) -> Any:
+    """The first step of the next round: of the size of the way that this one went."""
+    way = REACH * jnp.max(jnp.abs(state.at - state.origin), initial=0.0)
+    return jnp.minimum(jnp.maximum(way, CALMER * state.first), state.first)
 
 
 def _lost(state: State, adam: Any) -> State:

@@ -161,7 +161,7 @@ def test_what_cannot_be_met_ends_early_and_is_reported():
     assert found.violations == {"sum": pytest.approx(10.0)}
     _, lanes = lanes_of(problem, distance, AT)
     lanes.relaxed(np.full((1, 2), 0.3), np.zeros(1, int))
-    assert lanes.reasons == ["the merit is at rest, and limits are missed"]
+    assert lanes.reasons == ["limits are still missed when the relaxed rounds end"]
 
 
 def test_a_flat_objective_is_called_flat():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxlens.cli.options import number, option
+from jaxlens.cli.options import Output, OutputCv, Prompt, number, option
 
 TRIED, TRAFFIC = "What is tried", "Traffic"
 LIMITS, MONEY, ANSWER = "Limits", "Money and carbon", "The answer"
@@ -93,36 +93,9 @@ class ExploreOptions:
             panel=TRIED,
         ),
     ] = None
-    prompt: Annotated[
-        float,
-        number(
-            "--prompt",
-            help="Prompt tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="1024",
-        ),
-    ] = 1024.0
-    output: Annotated[
-        float,
-        number(
-            "--output",
-            help="Mean output tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="256",
-        ),
-    ] = 256.0
-    output_cv: Annotated[
-        float,
-        number(
-            "--output-cv",
-            help="Spread of output lengths: standard deviation / mean.",
-            panel=TRAFFIC,
-            metavar="SHARE",
-            default="0.5",
-        ),
-    ] = 0.5
+    prompt: Prompt = 1024.0
+    output: Output = 256.0
+    output_cv: OutputCv = 0.5
     pools: Annotated[
         bool,
         option(

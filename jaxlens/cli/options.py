@@ -48,6 +48,39 @@ def _parsed_number(text: str | float) -> float:
         raise typer.BadParameter(f"expected a number, got {text!r}") from None
 
 
+# What is sent, in every command that has traffic.
+Prompt = Annotated[
+    float,
+    number(
+        "--prompt",
+        help="Prompt tokens.",
+        panel=TRAFFIC,
+        metavar="TOKENS",
+        default="1024",
+    ),
+]
+Output = Annotated[
+    float,
+    number(
+        "--output",
+        help="Mean output tokens.",
+        panel=TRAFFIC,
+        metavar="TOKENS",
+        default="256",
+    ),
+]
+OutputCv = Annotated[
+    float,
+    number(
+        "--output-cv",
+        help="Spread of output lengths: standard deviation / mean.",
+        panel=TRAFFIC,
+        metavar="SHARE",
+        default="0.5",
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServingOptions:
     """One deployment and its traffic, as given on the command line."""
@@ -125,36 +158,9 @@ class ServingOptions:
             default="1",
         ),
     ] = 1.0
-    prompt: Annotated[
-        float,
-        number(
-            "--prompt",
-            help="Prompt tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="1024",
-        ),
-    ] = 1024.0
-    output: Annotated[
-        float,
-        number(
-            "--output",
-            help="Mean output tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="256",
-        ),
-    ] = 256.0
-    output_cv: Annotated[
-        float,
-        number(
-            "--output-cv",
-            help="Spread of output lengths: standard deviation / mean.",
-            panel=TRAFFIC,
-            metavar="SHARE",
-            default="0.5",
-        ),
-    ] = 0.5
+    prompt: Prompt = 1024.0
+    output: Output = 256.0
+    output_cv: OutputCv = 0.5
     weights: Annotated[
         str | None,
         option("--weights", help="Format of weights, such as fp8.", panel=FORMATS),

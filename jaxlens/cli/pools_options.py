@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxlens.cli.options import number, option
+from jaxlens.cli.options import Output, OutputCv, Prompt, number, option
 from jaxlens.deployments import UNLIMITED, Workload
 from jaxlens.limits import Limits
 from jaxlens.quantities import quantity
@@ -49,36 +49,9 @@ class PoolsOptions:
             default="1, Poisson",
         ),
     ] = 1.0
-    prompt: Annotated[
-        float,
-        number(
-            "--prompt",
-            help="Prompt tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="1024",
-        ),
-    ] = 1024.0
-    output: Annotated[
-        float,
-        number(
-            "--output",
-            help="Mean output tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="256",
-        ),
-    ] = 256.0
-    output_cv: Annotated[
-        float,
-        number(
-            "--output-cv",
-            help="Coefficient of variation of output lengths.",
-            panel=TRAFFIC,
-            metavar="RATIO",
-            default="0.5",
-        ),
-    ] = 0.5
+    prompt: Prompt = 1024.0
+    output: Output = 256.0
+    output_cv: OutputCv = 0.5
     ttft: Annotated[
         str | None,
         option("--ttft", help="Limit on the mean TTFT, such as 1s.", panel=LIMITS),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxlens.cli.options import number, option
+from jaxlens.cli.options import Output, OutputCv, Prompt, number, option
 from jaxlens.deployments import Workload
 from jaxlens.quantities import quantity
 from jaxlens.requests import Request, prepare
@@ -58,36 +58,9 @@ class AdviceOptions:
             panel=WHAT,
         ),
     ] = None
-    prompt: Annotated[
-        float,
-        number(
-            "--prompt",
-            help="Prompt tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="1024",
-        ),
-    ] = 1024.0
-    output: Annotated[
-        float,
-        number(
-            "--output",
-            help="Mean output tokens.",
-            panel=TRAFFIC,
-            metavar="TOKENS",
-            default="256",
-        ),
-    ] = 256.0
-    output_cv: Annotated[
-        float,
-        number(
-            "--output-cv",
-            help="Spread of output lengths: standard deviation / mean.",
-            panel=TRAFFIC,
-            metavar="SHARE",
-            default="0.5",
-        ),
-    ] = 0.5
+    prompt: Prompt = 1024.0
+    output: Output = 256.0
+    output_cv: OutputCv = 0.5
     ttft: Annotated[
         str | None,
         option("--ttft", help="Longest bare prefill, such as 1s.", panel=LIMITS),
