@@ -6,8 +6,8 @@ noise). Popularity is a power law of the rank, w_i ~ i^(-skew); a skew of 0 is u
 
 Sums over experts take the first two as they are and the others by Gauss-Legendre quadrature
 in the logarithm of i, so that the number of experts (at least 2) may be a traced number.
-Arguments are numbers, or arrays of as many as there are configurations; nodes of the
-quadrature are the first axis of everything that has them.
+Nodes of the quadrature are no axis but variables of their own: a compiler then computes
+everything about a configuration in one loop.
 
 Compared with simulations of 8 to 384 experts, top_k of 1 to 8, 1 to 1024 tokens, 2 to 64
 ranks and skews of 0 to 1: active experts are within 1 %, the busiest rank within 2 % in all
@@ -15,7 +15,9 @@ but one in a hundred cases, and 4 % at worst (skew 1 with fewer than one token f
 """
 
 import operator
+from collections.abc import Callable, Iterable
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +28,10 @@ from jaxlens.pytrees import pytree
 from jaxlens.smooth import presence
 
 Scalar = Float[Array, ""] | float
-Nodes = Float[Array, "node ..."]  # one number for each node of the quadrature
 
 HEAD = 2  # experts that are summed one by one
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(4)
-# Positions of all nodes between log(HEAD + 1/2) and log(experts + 1/2); heads are outside.
-_IS_HEAD = np.arange(HEAD + len(_POINTS)) < HEAD
-_HEAD_LOGS = np.where(_IS_HEAD, np.log(np.arange(1, len(_IS_HEAD) + 1)), 0.0)
-_POSITIONS = np.concatenate([np.zeros(HEAD), 0.5 * (_POINTS + 1.0)])
-_SHARES = np.concatenate([np.zeros(HEAD), 0.5 * _WEIGHTS])
-# Which nodes are less popular than a node: half of its own if it stands for many.
-_BELOW = np.triu(np.ones((len(_IS_HEAD),) * 2), 1) + np.diag(np.where(_IS_HEAD, 0, 0.5))
+_IS_HEAD = [True] * HEAD + [False] * len(_POINTS)
 ROUTING_STEPS = 2  # of Halley, from the same exponentials
 CROSSING_STEPS = 2  # of Halley
 TINY = 1e-12
@@ -59,6 +54,52 @@ QUANTILES = (-0.3164, 1.0050, -0.1778, 0.02362, -0.00123)
 ROUNDING = 1.0 / 24.0  # variance that a whole number adds to a smooth one
 BEND = 0.8 / 6.0  # of a skewed count's mean above the level that a normal one has
 FEW, MANY = 2.0, 3.0  # copies on the busiest rank: collisions below, spread above
+
+
+class Nodes:
+    """A number for each node of the quadrature; arithmetic goes node by node."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self.values = tuple(values)
+
+    def __neg__(self) -> "Nodes":
+        return _each(operator.neg, self)
+
+    def __add__(self, other: Any) -> "Nodes":
+        return _each(operator.add, self, other)
+
+    def __radd__(self, other: Any) -> "Nodes":
+        return _each(operator.add, other, self)
+
+    def __sub__(self, other: Any) -> "Nodes":
+        return _each(operator.sub, self, other)
+
+    def __rsub__(self, other: Any) -> "Nodes":
+        return _each(operator.sub, other, self)
+
+    def __mul__(self, other: Any) -> "Nodes":
+        return _each(operator.mul, self, other)
+
+    def __rmul__(self, other: Any) -> "Nodes":
+        return _each(operator.mul, other, self)
+
+    def __truediv__(self, other: Any) -> "Nodes":
+        return _each(operator.truediv, self, other)
+
+    def __rtruediv__(self, other: Any) -> "Nodes":
+        return _each(operator.truediv, other, self)
+
+
+jax.tree_util.register_pytree_node(
+    Nodes, lambda nodes: (nodes.values, None), lambda _, values: Nodes(values)
+)
+
+
+def _each(function: Callable[..., Any], *arguments: Any) -> Nodes:
+    """A function of numbers at every node; what has no nodes is the same at all."""
+    count = next(len(one.values) for one in arguments if isinstance(one, Nodes))
+    rows = [x.values if isinstance(x, Nodes) else (x,) * count for x in arguments]
+    return Nodes(map(function, *rows))
 
 
 @pytree
@@ -85,13 +126,16 @@ def routing(experts: Scalar, top_k: Scalar, skew: Scalar) -> Routing:
 
 def _routing(experts: Nodes, top_k: Nodes, skew: Nodes) -> Routing:
     span = jnp.log((experts + 0.5) / (HEAD + 0.5))
-    logs = _column(_HEAD_LOGS + ~_IS_HEAD * np.log(HEAD + 0.5), span)
-    logs = logs + span * _column(_POSITIONS, span)
-    ranks = jnp.exp(logs)
-    tail = ranks * _column(_SHARES, span)
-    tail = tail * ((experts - HEAD) / _total(tail))  # all of them, exactly
-    counts = _column(_IS_HEAD, span) + tail
-    weights = jnp.exp(-skew * logs)
+    firsts = [jnp.log(jnp.asarray(i + 1.0, span.dtype)) for i in range(HEAD)]
+    lows = 0.5 * (_POINTS + 1.0)
+    logs = Nodes(
+        [*firsts, *(float(np.log(HEAD + 0.5)) + span * x for x in lows.tolist())]
+    )
+    ranks = _each(jnp.exp, logs)
+    tail = [r * w for r, w in zip(ranks.values[HEAD:], _WEIGHTS.tolist(), strict=True)]
+    scale = (experts - HEAD) / reduce(operator.add, tail)  # all of them, exactly
+    counts = Nodes([*(jnp.ones_like(span) for _ in firsts), *(x * scale for x in tail)])
+    weights = _each(jnp.exp, -skew * logs)
     weights = weights * (experts / _total(counts * weights))
     share = jnp.minimum(top_k / experts, 1.0 - 1e-6)
     kappa = 1.0 + (top_k * top_k - 1.0) / (1.0 - share)
@@ -111,9 +155,9 @@ def _tuned(
     target, inverse = jnp.log1p(-share), 1.0 / kappa
     wanted = target + jnp.log(_total(counts))
     a = -kappa * jnp.expm1(target * inverse)
-    part = jnp.minimum(a * inverse * weights, 1.0 - 1e-6)
-    log_misses = kappa * jnp.log1p(-part)
-    misses = jnp.exp(log_misses)
+    part = _each(jnp.minimum, a * inverse * weights, 1.0 - 1e-6)
+    log_misses = kappa * _each(jnp.log1p, -part)
+    misses = _each(jnp.exp, log_misses)
     along = weights / (1.0 - part)
     for _ in range(ROUTING_STEPS):
         held = counts * misses
@@ -136,8 +180,8 @@ def _tuned_jvp(primals, tangents):
     d_weights, d_counts, d_share, d_kappa = tangents
     log_misses, chances, a = _tuned(*primals)
     misses = 1.0 - chances
-    part = jnp.minimum(a / kappa * weights, 1.0 - 1e-6)
-    inside = jnp.where(part < 1.0 - 1e-6, 1.0 / (1.0 - part), 0.0)
+    part = _each(jnp.minimum, a / kappa * weights, 1.0 - 1e-6)
+    inside = _each(lambda x: jnp.where(x < 1.0 - 1e-6, 1.0 / (1.0 - x), 0.0), part)
     # At a fixed `a`, and how `a` makes up for it.
     fixed = log_misses / kappa * d_kappa - inside * (a * d_weights - part * d_kappa)
     along = inside * weights
@@ -158,8 +202,8 @@ def active_experts(
     """
     tokens, experts, top_k, skew = _lifted(tokens, experts, top_k, skew)
     spread = _routing(experts, top_k, skew)
-    unused = spread.counts * jnp.exp(tokens * spread.log_misses)
-    return (_total(spread.counts) - _total(unused))[0]
+    unused = spread.counts * _each(jnp.exp, tokens * spread.log_misses)
+    return _total(spread.counts) - _total(unused)
 
 
 def busiest_rank(
@@ -183,7 +227,7 @@ def busiest_rank(
     load = few + along * (many - few)
     load = jnp.minimum(load, tokens * jnp.minimum(top_k, local))
     relative = load * ranks / (tokens * top_k)
-    return (1.0 + presence(ranks) * (relative - 1.0))[0]
+    return 1.0 + presence(ranks) * (relative - 1.0)
 
 
 @pytree
@@ -211,9 +255,9 @@ def _spread_maximum(
     loads = _loads(spread, tokens, experts, top_k, experts / ranks)
     level = ranks * jnp.log((ranks + 0.25) / (ranks - 0.375))
     # Powers of loads per token: the same in all steps of a layout.
-    third = jnp.exp(jnp.log(loads.popularities) / 3.0)
+    third = _each(lambda x: jnp.exp(jnp.log(x) / 3.0), loads.popularities)
     alone = 1.0 / loads.popularities
-    deviations = jnp.sqrt(loads.variances)
+    deviations = _each(jnp.sqrt, loads.variances)
     size = loads.means / deviations
     width = deviations * (alone / tokens)  # 1 / size
     offsets = 1.5 * size - width / 6.0
@@ -226,7 +270,7 @@ def _spread_maximum(
     exceed = exceed / level
     contenders = 1.0 / (_total(loads.shares * exceed * exceed) + TINY)
     doublings = jnp.log2(jnp.maximum(contenders, 1.0))
-    ratio = jnp.minimum(loads.variances * (alone / tokens), 1.0)
+    ratio = _each(jnp.minimum, loads.variances * (alone / tokens), 1.0)
     bend = _total(loads.shares * exceed * ratio * ratio)
     # The variance of the maximum of n standard normal values, as a function of log2(n).
     variance = 1.0 / (1.0 + doublings * (0.43 + 0.042 * doublings))
@@ -245,9 +289,10 @@ def _loads(
     widened = experts / others
     chances, counts = spread.chances, spread.counts
     squares = chances * chances
-    repeats = jnp.maximum(1.0 - (top_k - 1.0) / top_k * widened * chances, 0.0)
+    repeats = 1.0 - (top_k - 1.0) / top_k * widened * chances
+    repeats = _each(jnp.maximum, repeats, 0.0)
     sampled = chances - squares + squares / top_k * repeats
-    inverse = 1.0 / jnp.maximum(_below(counts), TINY)
+    inverse = 1.0 / _each(jnp.maximum, _below(counts), TINY)
 
     def mean_below(values: Nodes) -> Nodes:
         return _below(counts * values) * inverse
@@ -255,19 +300,20 @@ def _loads(
     first, noise = mean_below(chances), mean_below(sampled)
     middle = others - 0.5 * (local - 2.0)
     more = local - 1.0
-    alone = jnp.maximum(1.0 - (spread.ranks - 1.0) / middle, 1e-6)
-    logs = more * jnp.log(alone)
-    tops = counts * jnp.exp(logs)
+    alone = _each(jnp.maximum, 1.0 - (spread.ranks - 1.0) / middle, 1e-6)
+    logs = more * _each(jnp.log, alone)
+    tops = counts * _each(jnp.exp, logs)
     scale = experts / local / _total(tops)
     popularities = chances + more * first
     means = tokens * popularities
-    placed = jnp.maximum(mean_below(squares) - first * first, 0.0) * widened
+    placed = mean_below(squares) - first * first
+    placed = _each(jnp.maximum, placed, 0.0) * widened
     variances = tokens * (sampled + more * noise + tokens * more * placed)
     squared = means * means
     rounding = ROUNDING * squared / (squared + 0.5625)
     return Loads(
         shares=tops * scale,
-        log_shares=logs + jnp.log(counts) + jnp.log(scale),
+        log_shares=logs + _each(jnp.log, counts) + jnp.log(scale),
         popularities=popularities,
         means=means,
         variances=variances + rounding + 1e-6 * squared,
@@ -285,7 +331,7 @@ def _level_crossing(
     """
     y, exceed = start, shares
     for _ in range(CROSSING_STEPS):
-        z = jnp.clip(slopes * y - offsets, LOWEST, HIGHEST)
+        z = _each(jnp.clip, slopes * y - offsets, LOWEST, HIGHEST)
         exceed, slope, bend = _exceeding(z)
         held = shares * exceed
         total = _total(held)
@@ -293,7 +339,8 @@ def _level_crossing(
         second = _total(held * slopes * slopes * bend)
         move = _halley(jnp.log(total) - jnp.log(level), total, first, second)
         y, moved = y + move, slopes * move
-        exceed = exceed * jnp.maximum(1.0 - moved * (slope - 0.5 * moved * bend), 0.0)
+        kept = 1.0 - moved * (slope - 0.5 * moved * bend)
+        exceed = exceed * _each(jnp.maximum, kept, 0.0)
     return jnp.maximum(y, TINY), exceed
 
 
@@ -302,7 +349,7 @@ def _level_crossing_jvp(primals, tangents):
     slopes, offsets, shares, _, _ = primals
     d_slopes, d_offsets, d_shares, d_level, _ = tangents
     y, exceed = _level_crossing(*primals)
-    z = jnp.clip(slopes * y - offsets, LOWEST, HIGHEST)
+    z = _each(jnp.clip, slopes * y - offsets, LOWEST, HIGHEST)
     lost = exceed * _exceeding(z)[1]
     direct = d_slopes * y - d_offsets
     lower = _total(d_shares * exceed - shares * lost * direct)
@@ -328,12 +375,12 @@ def _exceeding(z: Nodes) -> tuple[Nodes, Nodes, Nodes]:
     """-log Phi(z) = exp(-P(z)), and P' and P'^2 - P'': those of its derivatives."""
     slope = _series(SLOPE, z)
     power = _series(DOUBLE_LOG_PHI, z)
-    return jnp.exp(-power), slope, slope * slope - _series(TURN, z)
+    return _each(jnp.exp, -power), slope, slope * slope - _series(TURN, z)
 
 
 def _quantile(log_share: Nodes) -> Nodes:
     """About the z at which -log Phi(z) is exp(-log_share)."""
-    return _series(QUANTILES, jnp.clip(log_share, -2.5, 8.0))
+    return _series(QUANTILES, _each(jnp.clip, log_share, -2.5, 8.0))
 
 
 def _series(coefficients: tuple[float, ...], z: Nodes) -> Nodes:
@@ -376,35 +423,23 @@ def _collision_maximum(
 
 
 def _below(values: Nodes) -> Nodes:
-    """Sums over the experts that are less popular than each node."""
-    table = jnp.asarray(_BELOW, values.dtype)
-    return jnp.tensordot(table, values, 1, precision="highest")
+    """Sums over the experts that are less popular than each node: half of its own."""
+    rows, total = [], 0.0
+    for own, alone in zip(reversed(values.values), reversed(_IS_HEAD), strict=True):
+        rows.append(total if alone else total + 0.5 * own)
+        total = total + own
+    return Nodes(rows[::-1])
 
 
-def _lifted(*values: Scalar) -> tuple[Nodes, ...]:
-    """Values with an axis for nodes in front, and as many others as the widest has."""
+def _lifted(*values: Scalar) -> tuple[Any, ...]:
+    """Values as arrays of one type."""
     dtype = jnp.result_type(*values, 1.0)
-    most = max(jnp.ndim(value) for value in values)
-    shapes = [(1,) * (1 + most - jnp.ndim(v)) + jnp.shape(v) for v in values]
-    return tuple(
-        jnp.reshape(jnp.asarray(value, dtype), shape)
-        for value, shape in zip(values, shapes, strict=True)
-    )
+    return tuple(jnp.asarray(value, dtype) for value in values)
 
 
-def _column(table: np.ndarray, like: Nodes) -> Nodes:
-    """One number for each node, with as many axes as `like`."""
-    return jnp.asarray(table.reshape((-1,) + (1,) * (like.ndim - 1)), like.dtype)
+def _total(values: Nodes) -> Scalar:
+    return reduce(operator.add, values.values)
 
 
-def _total(values: Nodes) -> Nodes:
-    # Node by node: a compiler fuses that with what comes before, and not a reduction.
-    return reduce(operator.add, _rows(values))
-
-
-def _most(values: Nodes) -> Nodes:
-    return reduce(jnp.maximum, _rows(values))
-
-
-def _rows(values: Nodes) -> list[Nodes]:
-    return [values[node : node + 1] for node in range(values.shape[0])]
+def _most(values: Nodes) -> Scalar:
+    return reduce(jnp.maximum, values.values)
