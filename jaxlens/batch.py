@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jaxlens.spaces import Space, coordinates, digits, point
 Scalar = Float[Array, ""] | float
 Function = Callable[[Any, Mapping[str, Scalar]], dict[str, Scalar]]
 Columns = dict[str, np.ndarray]
-Traced = TypeVar("Traced", bound=Callable[..., Any])
 
 CHUNK = 8192  # configurations per call of the compiled program
 # Below this size a program that compiles fast finishes before one that runs fast.
@@ -28,34 +27,6 @@ QUICK_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
 }
 FAST_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
-
-
-def elementwise(function: Traced) -> Traced:
-    """Marks a swept function that takes arrays of values as well as scalars.
-
-    It is then called on arrays of configurations as it is, which leaves it to the function
-    how they are laid out; others are called on scalars and vectorised by JAX.
-    """
-    function.elementwise = True  # type: ignore[attr-defined]
-    return function
-
-
-def many(function: Function) -> Callable[[Any, Space, Any, Any], dict[str, Array]]:
-    """Returns the function of `shared`, `space`, first digits and an array of offsets."""
-
-    def one(shared: Any, space: Space, start: Any, offset: Scalar) -> dict[str, Array]:
-        found = function(shared, coordinates(space, start, offset))
-        return {name: jnp.asarray(value) for name, value in found.items()}
-
-    def at_once(
-        shared: Any, space: Space, start: Any, offsets: Any
-    ) -> dict[str, Array]:
-        found = one(shared, space, start, offsets)
-        return {n: jnp.broadcast_to(v, offsets.shape) for n, v in found.items()}
-
-    if getattr(function, "elementwise", False):
-        return at_once
-    return jax.vmap(one, (None, None, None, 0))
 
 
 def evaluate(
@@ -133,7 +104,13 @@ def compilations(function: Function) -> int:
 
 @cache
 def _compiled(function: Function, quick: bool) -> Any:
-    chunk = many(function)
+    def chunk(shared: Any, space: Space, start: Any, offsets: Any) -> Any:
+        def one(offset: Scalar) -> dict[str, Scalar]:
+            found = function(shared, coordinates(space, start, offset))
+            return {name: jnp.asarray(value) for name, value in found.items()}
+
+        return jax.vmap(one)(offsets)
+
     if jax.default_backend() != "cpu":
         return jax.jit(chunk)
     options = QUICK_OPTIONS if quick else FAST_OPTIONS

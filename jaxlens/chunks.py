@@ -16,9 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlens import reductions
-from jaxlens.batch import FAST_OPTIONS, QUICK_OPTIONS, Function, Scalar, many
+from jaxlens.batch import FAST_OPTIONS, QUICK_OPTIONS, Function, Scalar
 from jaxlens.keeps import Numbers, Plan
-from jaxlens.spaces import Space, point
+from jaxlens.spaces import Space, coordinates, point
 
 EXACT_BATCH = 256  # points evaluated at once in float64
 
@@ -147,13 +147,11 @@ def _chunk(
 
 
 def _columns_of(function: Function, names: Sequence[str]) -> Callable[..., Any]:
-    evaluated = many(function)
-
-    def columns(shared: Any, space: Space, start: Any, offsets: Any) -> Any:
-        found = evaluated(shared, space, start, offsets)
+    def one(shared: Any, space: Space, start: Any, offset: Scalar) -> Any:
+        found = function(shared, coordinates(space, start, offset))
         return {name: jnp.asarray(found[name], jnp.float32) for name in names}
 
-    return columns
+    return jax.vmap(one, (None, None, None, 0))
 
 
 def _advanced(start: Any, counts: Any, steps: int) -> Float[Array, " axis"]:

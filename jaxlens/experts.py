@@ -15,7 +15,6 @@ but one in a hundred cases, and 4 % at worst (skew 1 with fewer than one token f
 """
 
 import operator
-from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
@@ -24,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens import nodes
+from jaxlens.nodes import Nodes
 from jaxlens.pytrees import pytree
 from jaxlens.smooth import presence
 
@@ -37,10 +38,7 @@ CROSSING_STEPS = 2  # of Halley
 TINY = 1e-12
 # -log of -log Phi(z) from LOWEST to HIGHEST, lowest power first: z is within 0.003 between
 # -3 and 4, and 0.02 beyond. Fitted to values of scipy.special.log_ndtr.
-LOWEST, HIGHEST = (
-    -4.5,
-    6.0,
-)  # standard deviations: beyond is as good as never and always
+LOWEST, HIGHEST = -4.5, 6.0  # standard deviations: as good as never, and as always
 DOUBLE_LOG_PHI = (
     *(0.36453588, 1.15567758, 0.20817094, 0.03087037),
     *(0.00165158, -0.00023530, -0.00002493),
@@ -54,52 +52,6 @@ QUANTILES = (-0.3164, 1.0050, -0.1778, 0.02362, -0.00123)
 ROUNDING = 1.0 / 24.0  # variance that a whole number adds to a smooth one
 BEND = 0.8 / 6.0  # of a skewed count's mean above the level that a normal one has
 FEW, MANY = 2.0, 3.0  # copies on the busiest rank: collisions below, spread above
-
-
-class Nodes:
-    """A number for each node of the quadrature; arithmetic goes node by node."""
-
-    def __init__(self, values: Iterable[Any]) -> None:
-        self.values = tuple(values)
-
-    def __neg__(self) -> "Nodes":
-        return _each(operator.neg, self)
-
-    def __add__(self, other: Any) -> "Nodes":
-        return _each(operator.add, self, other)
-
-    def __radd__(self, other: Any) -> "Nodes":
-        return _each(operator.add, other, self)
-
-    def __sub__(self, other: Any) -> "Nodes":
-        return _each(operator.sub, self, other)
-
-    def __rsub__(self, other: Any) -> "Nodes":
-        return _each(operator.sub, other, self)
-
-    def __mul__(self, other: Any) -> "Nodes":
-        return _each(operator.mul, self, other)
-
-    def __rmul__(self, other: Any) -> "Nodes":
-        return _each(operator.mul, other, self)
-
-    def __truediv__(self, other: Any) -> "Nodes":
-        return _each(operator.truediv, self, other)
-
-    def __rtruediv__(self, other: Any) -> "Nodes":
-        return _each(operator.truediv, other, self)
-
-
-jax.tree_util.register_pytree_node(
-    Nodes, lambda nodes: (nodes.values, None), lambda _, values: Nodes(values)
-)
-
-
-def _each(function: Callable[..., Any], *arguments: Any) -> Nodes:
-    """A function of numbers at every node; what has no nodes is the same at all."""
-    count = next(len(one.values) for one in arguments if isinstance(one, Nodes))
-    rows = [x.values if isinstance(x, Nodes) else (x,) * count for x in arguments]
-    return Nodes(map(function, *rows))
 
 
 @pytree
@@ -124,19 +76,19 @@ def routing(experts: Scalar, top_k: Scalar, skew: Scalar) -> Routing:
     return _routing(*_lifted(experts, top_k, skew))
 
 
-def _routing(experts: Nodes, top_k: Nodes, skew: Nodes) -> Routing:
+def _routing(experts: Any, top_k: Any, skew: Any) -> Routing:
     span = jnp.log((experts + 0.5) / (HEAD + 0.5))
     firsts = [jnp.log(jnp.asarray(i + 1.0, span.dtype)) for i in range(HEAD)]
     lows = 0.5 * (_POINTS + 1.0)
     logs = Nodes(
         [*firsts, *(float(np.log(HEAD + 0.5)) + span * x for x in lows.tolist())]
     )
-    ranks = _each(jnp.exp, logs)
+    ranks = nodes.at_each(jnp.exp, logs)
     tail = [r * w for r, w in zip(ranks.values[HEAD:], _WEIGHTS.tolist(), strict=True)]
     scale = (experts - HEAD) / reduce(operator.add, tail)  # all of them, exactly
     counts = Nodes([*(jnp.ones_like(span) for _ in firsts), *(x * scale for x in tail)])
-    weights = _each(jnp.exp, -skew * logs)
-    weights = weights * (experts / _total(counts * weights))
+    weights = nodes.at_each(jnp.exp, -skew * logs)
+    weights = weights * (experts / nodes.total(counts * weights))
     share = jnp.minimum(top_k / experts, 1.0 - 1e-6)
     kappa = 1.0 + (top_k * top_k - 1.0) / (1.0 - share)
     log_misses, chances, _ = _tuned(weights, counts, share, kappa)
@@ -145,25 +97,25 @@ def _routing(experts: Nodes, top_k: Nodes, skew: Nodes) -> Routing:
 
 @jax.custom_jvp
 def _tuned(
-    weights: Nodes, counts: Nodes, share: Nodes, kappa: Nodes
-) -> tuple[Nodes, Nodes, Nodes]:
+    weights: Nodes, counts: Nodes, share: Any, kappa: Any
+) -> tuple[Nodes, Nodes, Any]:
     """log(1 - p) = kappa log(1 - a w / kappa) whose mean p is `share`; p and `a`.
 
     Halley's method on the log of the mean of 1 - p, from the `a` of equal experts. What is
     left after it is so small that series follow it.
     """
     target, inverse = jnp.log1p(-share), 1.0 / kappa
-    wanted = target + jnp.log(_total(counts))
+    wanted = target + jnp.log(nodes.total(counts))
     a = -kappa * jnp.expm1(target * inverse)
-    part = _each(jnp.minimum, a * inverse * weights, 1.0 - 1e-6)
-    log_misses = kappa * _each(jnp.log1p, -part)
-    misses = _each(jnp.exp, log_misses)
+    part = nodes.at_each(jnp.minimum, a * inverse * weights, 1.0 - 1e-6)
+    log_misses = kappa * nodes.at_each(jnp.log1p, -part)
+    misses = nodes.at_each(jnp.exp, log_misses)
     along = weights / (1.0 - part)
     for _ in range(ROUTING_STEPS):
         held = counts * misses
-        mean = _total(held)
-        first = _total(held * along)
-        second = (1.0 - inverse) * _total(held * along * along)
+        mean = nodes.total(held)
+        first = nodes.total(held * along)
+        second = (1.0 - inverse) * nodes.total(held * along * along)
         move = _halley(jnp.log(mean) - wanted, mean, first, second)
         a, lost = a + move, move * along
         shifted = lost * inverse
@@ -180,14 +132,16 @@ def _tuned_jvp(primals, tangents):
     d_weights, d_counts, d_share, d_kappa = tangents
     log_misses, chances, a = _tuned(*primals)
     misses = 1.0 - chances
-    part = _each(jnp.minimum, a / kappa * weights, 1.0 - 1e-6)
-    inside = _each(lambda x: jnp.where(x < 1.0 - 1e-6, 1.0 / (1.0 - x), 0.0), part)
+    part = nodes.at_each(jnp.minimum, a / kappa * weights, 1.0 - 1e-6)
+    inside = nodes.at_each(
+        lambda x: jnp.where(x < 1.0 - 1e-6, 1.0 / (1.0 - x), 0.0), part
+    )
     # At a fixed `a`, and how `a` makes up for it.
     fixed = log_misses / kappa * d_kappa - inside * (a * d_weights - part * d_kappa)
     along = inside * weights
-    wanted = _total(d_counts) * (1.0 - share) - _total(counts) * d_share
-    given = _total(d_counts * misses + counts * misses * fixed)
-    d_a = (given - wanted) / _total(counts * misses * along)
+    wanted = nodes.total(d_counts) * (1.0 - share) - nodes.total(counts) * d_share
+    given = nodes.total(d_counts * misses + counts * misses * fixed)
+    d_a = (given - wanted) / nodes.total(counts * misses * along)
     d_log_misses = fixed - along * d_a
     outputs = (log_misses, chances, a)
     return outputs, (d_log_misses, -misses * d_log_misses, d_a)
@@ -202,8 +156,8 @@ def active_experts(
     """
     tokens, experts, top_k, skew = _lifted(tokens, experts, top_k, skew)
     spread = _routing(experts, top_k, skew)
-    unused = spread.counts * _each(jnp.exp, tokens * spread.log_misses)
-    return _total(spread.counts) - _total(unused)
+    unused = spread.counts * nodes.at_each(jnp.exp, tokens * spread.log_misses)
+    return nodes.total(spread.counts) - nodes.total(unused)
 
 
 def busiest_rank(
@@ -255,23 +209,23 @@ def _spread_maximum(
     loads = _loads(spread, tokens, experts, top_k, experts / ranks)
     level = ranks * jnp.log((ranks + 0.25) / (ranks - 0.375))
     # Powers of loads per token: the same in all steps of a layout.
-    third = _each(lambda x: jnp.exp(jnp.log(x) / 3.0), loads.popularities)
+    third = nodes.at_each(lambda x: jnp.exp(jnp.log(x) / 3.0), loads.popularities)
     alone = 1.0 / loads.popularities
-    deviations = _each(jnp.sqrt, loads.variances)
+    deviations = nodes.at_each(jnp.sqrt, loads.variances)
     size = loads.means / deviations
     width = deviations * (alone / tokens)  # 1 / size
     offsets = 1.5 * size - width / 6.0
     # As if there was no other rank.
     quantiles = _quantile(loads.log_shares - jnp.log(level))
-    start = _most((offsets + quantiles) * width * third * third)
+    start = nodes.most((offsets + quantiles) * width * third * third)
     known = (1.5 * size * (third * alone), offsets, loads.shares, level)
     powered, exceed = _level_crossing(*known, jax.lax.stop_gradient(start / 1.5))
     # A mean above the median: what a skewed count adds, less if many ranks compete.
     exceed = exceed / level
-    contenders = 1.0 / (_total(loads.shares * exceed * exceed) + TINY)
+    contenders = 1.0 / (nodes.total(loads.shares * exceed * exceed) + TINY)
     doublings = jnp.log2(jnp.maximum(contenders, 1.0))
-    ratio = _each(jnp.minimum, loads.variances * (alone / tokens), 1.0)
-    bend = _total(loads.shares * exceed * ratio * ratio)
+    ratio = nodes.at_each(jnp.minimum, loads.variances * (alone / tokens), 1.0)
+    bend = nodes.total(loads.shares * exceed * ratio * ratio)
     # The variance of the maximum of n standard normal values, as a function of log2(n).
     variance = 1.0 / (1.0 + doublings * (0.43 + 0.042 * doublings))
     return tokens * powered * jnp.sqrt(powered) + BEND * bend * variance
@@ -290,9 +244,9 @@ def _loads(
     chances, counts = spread.chances, spread.counts
     squares = chances * chances
     repeats = 1.0 - (top_k - 1.0) / top_k * widened * chances
-    repeats = _each(jnp.maximum, repeats, 0.0)
+    repeats = nodes.at_each(jnp.maximum, repeats, 0.0)
     sampled = chances - squares + squares / top_k * repeats
-    inverse = 1.0 / _each(jnp.maximum, _below(counts), TINY)
+    inverse = 1.0 / nodes.at_each(jnp.maximum, _below(counts), TINY)
 
     def mean_below(values: Nodes) -> Nodes:
         return _below(counts * values) * inverse
@@ -300,20 +254,20 @@ def _loads(
     first, noise = mean_below(chances), mean_below(sampled)
     middle = others - 0.5 * (local - 2.0)
     more = local - 1.0
-    alone = _each(jnp.maximum, 1.0 - (spread.ranks - 1.0) / middle, 1e-6)
-    logs = more * _each(jnp.log, alone)
-    tops = counts * _each(jnp.exp, logs)
-    scale = experts / local / _total(tops)
+    alone = nodes.at_each(jnp.maximum, 1.0 - (spread.ranks - 1.0) / middle, 1e-6)
+    logs = more * nodes.at_each(jnp.log, alone)
+    tops = counts * nodes.at_each(jnp.exp, logs)
+    scale = experts / local / nodes.total(tops)
     popularities = chances + more * first
     means = tokens * popularities
     placed = mean_below(squares) - first * first
-    placed = _each(jnp.maximum, placed, 0.0) * widened
+    placed = nodes.at_each(jnp.maximum, placed, 0.0) * widened
     variances = tokens * (sampled + more * noise + tokens * more * placed)
     squared = means * means
     rounding = ROUNDING * squared / (squared + 0.5625)
     return Loads(
         shares=tops * scale,
-        log_shares=logs + _each(jnp.log, counts) + jnp.log(scale),
+        log_shares=logs + nodes.at_each(_log, counts) + jnp.log(scale),
         popularities=popularities,
         means=means,
         variances=variances + rounding + 1e-6 * squared,
@@ -322,25 +276,25 @@ def _loads(
 
 @jax.custom_jvp
 def _level_crossing(
-    slopes: Nodes, offsets: Nodes, shares: Nodes, level: Nodes, start: Nodes
-) -> tuple[Nodes, Nodes]:
+    slopes: Nodes, offsets: Nodes, shares: Nodes, level: Any, start: Any
+) -> tuple[Any, Nodes]:
     """Solution of f(y) = -sum_i n_i log Phi(m_i y - b_i) = level, and its -log Phi.
 
-    Halley's method on log f, which is nearly a parabola in y: within 2e-7. The last move is
-    so small that log Phi after it is a Taylor series of second order.
+    Halley's method on log f, which is nearly a parabola in y. The last move is so small
+    that log Phi after it is a Taylor series of second order.
     """
     y, exceed = start, shares
     for _ in range(CROSSING_STEPS):
-        z = _each(jnp.clip, slopes * y - offsets, LOWEST, HIGHEST)
+        z = nodes.at_each(jnp.clip, slopes * y - offsets, LOWEST, HIGHEST)
         exceed, slope, bend = _exceeding(z)
         held = shares * exceed
-        total = _total(held)
-        first = _total(held * slopes * slope)
-        second = _total(held * slopes * slopes * bend)
+        total = nodes.total(held)
+        first = nodes.total(held * slopes * slope)
+        second = nodes.total(held * slopes * slopes * bend)
         move = _halley(jnp.log(total) - jnp.log(level), total, first, second)
         y, moved = y + move, slopes * move
         kept = 1.0 - moved * (slope - 0.5 * moved * bend)
-        exceed = exceed * _each(jnp.maximum, kept, 0.0)
+        exceed = exceed * nodes.at_each(jnp.maximum, kept, 0.0)
     return jnp.maximum(y, TINY), exceed
 
 
@@ -349,15 +303,15 @@ def _level_crossing_jvp(primals, tangents):
     slopes, offsets, shares, _, _ = primals
     d_slopes, d_offsets, d_shares, d_level, _ = tangents
     y, exceed = _level_crossing(*primals)
-    z = _each(jnp.clip, slopes * y - offsets, LOWEST, HIGHEST)
+    z = nodes.at_each(jnp.clip, slopes * y - offsets, LOWEST, HIGHEST)
     lost = exceed * _exceeding(z)[1]
     direct = d_slopes * y - d_offsets
-    lower = _total(d_shares * exceed - shares * lost * direct)
-    dy = (lower - d_level) / _total(shares * lost * slopes)
+    lower = nodes.total(d_shares * exceed - shares * lost * direct)
+    dy = (lower - d_level) / nodes.total(shares * lost * slopes)
     return (y, exceed), (dy, -lost * (direct + slopes * dy))
 
 
-def _halley(excess: Nodes, value: Nodes, first: Nodes, second: Nodes) -> Nodes:
+def _halley(excess: Any, value: Any, first: Any, second: Any) -> Any:
     """Halley's step for log f = target from above, f falling; at most five of Newton's.
 
     Args:
@@ -375,12 +329,12 @@ def _exceeding(z: Nodes) -> tuple[Nodes, Nodes, Nodes]:
     """-log Phi(z) = exp(-P(z)), and P' and P'^2 - P'': those of its derivatives."""
     slope = _series(SLOPE, z)
     power = _series(DOUBLE_LOG_PHI, z)
-    return _each(jnp.exp, -power), slope, slope * slope - _series(TURN, z)
+    return nodes.at_each(jnp.exp, -power), slope, slope * slope - _series(TURN, z)
 
 
 def _quantile(log_share: Nodes) -> Nodes:
     """About the z at which -log Phi(z) is exp(-log_share)."""
-    return _series(QUANTILES, _each(jnp.clip, log_share, -2.5, 8.0))
+    return _series(QUANTILES, nodes.at_each(jnp.clip, log_share, -2.5, 8.0))
 
 
 def _series(coefficients: tuple[float, ...], z: Nodes) -> Nodes:
@@ -401,8 +355,8 @@ def _collision_maximum(
     """
     copies = tokens * top_k
     squares = spread.counts * spread.chances * spread.chances
-    same_pair = tokens * (tokens - 1.0) * _total(squares)
-    cubes = _total(squares * spread.chances)
+    same_pair = tokens * (tokens - 1.0) * nodes.total(squares)
+    cubes = nodes.total(squares * spread.chances)
     same_triple = tokens * (tokens - 1.0) * (tokens - 2.0) * cubes
     beside = (local - 1.0) / jnp.maximum(experts - 1.0, 1.0)
     third = beside * jnp.maximum(local - 2.0, 0.0) / jnp.maximum(experts - 2.0, 1.0)
@@ -431,15 +385,11 @@ def _below(values: Nodes) -> Nodes:
     return Nodes(rows[::-1])
 
 
+def _log(count: Any) -> Any:
+    return jnp.log(jnp.maximum(count, TINY))  # two experts leave none to the others
+
+
 def _lifted(*values: Scalar) -> tuple[Any, ...]:
     """Values as arrays of one type."""
     dtype = jnp.result_type(*values, 1.0)
     return tuple(jnp.asarray(value, dtype) for value in values)
-
-
-def _total(values: Nodes) -> Scalar:
-    return reduce(operator.add, values.values)
-
-
-def _most(values: Nodes) -> Scalar:
-    return reduce(jnp.maximum, values.values)
