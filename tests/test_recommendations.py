@@ -244,9 +244,8 @@ def test_formats_network_and_flags_survive(tmp_path):
 
 def test_names_cannot_break_out_of_the_file(tmp_path, request_, monkeypatch):
     name = 'a"\nrequest: {}\n# x: &y'
-    monkeypatch.setattr(
-        "jaxlens.recommendations.recommendation.prepare", lambda *_, **__: request_, raising=True
-    )
+    asked = "jaxlens.recommendations.recommendation.prepare"
+    monkeypatch.setattr(asked, lambda *_, **__: request_)
     path = write(request_, None, tmp_path / "best.yaml", model=name, why=[name])
     assert content(path)["request"]["model"] == name
     assert content(path)["why"] == [name]
