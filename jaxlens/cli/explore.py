@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxlens import exploring
+from jaxlens.answers import answer
 from jaxlens.cli.explore_content import content
 from jaxlens.cli.explore_files import check_file, write_page, write_recommendation
 from jaxlens.cli.explore_options import ANSWER, ExploreOptions
@@ -240,11 +241,12 @@ def _print(
 
 @contextmanager
 def _warming(space: SearchSpace) -> Iterator[None]:
-    """Has the small programs of a full estimate compiled beside the large one."""
+    """Has the small programs of a full answer compiled beside the large one."""
 
     def warm() -> None:
         with suppress(ValueError):
-            exploring.estimate(plans(space)[0].request)
+            asked = plans(space)[0].request
+            answer(asked, exploring.estimate(asked))
 
     thread = Thread(target=warm)
     thread.start()
