@@ -37,26 +37,14 @@ from jaxlens import (  # noqa: E402
     predict,
 )
 from jaxlens.batch import FAST_OPTIONS  # noqa: E402
+from jaxlens.predictions import NUMBERS  # noqa: E402
 
 MODELS = {"dense": "meta-llama/Llama-3.1-70B-Instruct", "moe": "Qwen/Qwen3-30B-A3B"}
 GPU, STACK = "h100-sxm", "vllm-0.11"
 LENGTHS = ("prompt_tokens", "output_tokens", "output_tokens_cv")
-RESULTS = (
-    "seconds_prefill",
-    "seconds_per_output_token",
-    "seconds_decode_step",
-    "seconds_mixed_step",
-    "mixed_step_share",
-    "output_tokens_per_second",
-    "requests_per_second",
-    "joules_to_first_token",
-    "joules_per_output_token",
-    "joules_prefill_per_output_token",
-    "joules_decode_per_output_token",
-    "watts_per_gpu",
-    "clock_hz",
-    "memory_slack_bytes",
-)
+FOLLOWING = ("joules_per_request", "gpus")
+# What follows from others by a product is left out.
+RESULTS = tuple(name for name in NUMBERS if name not in FOLLOWING)
 CPU_BATCH, GPU_BATCH = 8192, 2**20  # configurations of one call
 TURNS, TURN_SECONDS = 5, 1.0
 

@@ -7,28 +7,10 @@ from typing import Any
 from jaxlens.caveats import notes
 from jaxlens.intervals import coefficient_variance
 from jaxlens.intervals import intervals as intervals_of
-from jaxlens.predictions import Estimate
+from jaxlens.predictions import NUMBERS, Estimate
 from jaxlens.requests import Request
 from jaxlens.wall_plug import WallPlug
 
-NUMBERS = (
-    "seconds_prefill",
-    "seconds_per_output_token",
-    "seconds_decode_step",
-    "seconds_mixed_step",
-    "mixed_step_share",
-    "output_tokens_per_second",
-    "requests_per_second",
-    "joules_to_first_token",
-    "joules_per_output_token",
-    "joules_prefill_per_output_token",
-    "joules_decode_per_output_token",
-    "joules_per_request",
-    "watts_per_gpu",
-    "clock_hz",
-    "gpus",
-    "memory_slack_bytes",
-)
 OPERATIONS = (
     "decode_seconds_by_operation",
     "decode_joules_by_operation",

@@ -54,6 +54,27 @@ class Estimate:
     prefill_joules_by_operation: dict[str, Scalar]
 
 
+# Fields of an estimate that are one number each, in the order in which they are told.
+NUMBERS = (
+    "seconds_prefill",
+    "seconds_per_output_token",
+    "seconds_decode_step",
+    "seconds_mixed_step",
+    "mixed_step_share",
+    "output_tokens_per_second",
+    "requests_per_second",
+    "joules_to_first_token",
+    "joules_per_output_token",
+    "joules_prefill_per_output_token",
+    "joules_decode_per_output_token",
+    "joules_per_request",
+    "watts_per_gpu",
+    "clock_hz",
+    "gpus",
+    "memory_slack_bytes",
+)
+
+
 def predict(
     model: Model, profile: Profile, deployment: Deployment, workload: Workload
 ) -> Estimate:

@@ -7,31 +7,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens.deployments import Deployment, Workload
-from jaxlens.predictions import predict
+from jaxlens.predictions import NUMBERS, predict
 from jaxlens.profiles import Profile
 from jaxlens.pytrees import pytree
 from jaxlens.transformers import Model
 
 Scalar = Float[Array, ""] | float
 
-ESTIMATED = (
-    "seconds_prefill",
-    "seconds_per_output_token",
-    "seconds_decode_step",
-    "seconds_mixed_step",
-    "mixed_step_share",
-    "output_tokens_per_second",
-    "requests_per_second",
-    "joules_to_first_token",
-    "joules_per_output_token",
-    "joules_prefill_per_output_token",
-    "joules_decode_per_output_token",
-    "joules_per_request",
-    "watts_per_gpu",
-    "clock_hz",
-    "gpus",
-    "memory_slack_bytes",
-)
 DERIVED = {
     "output_tokens_per_second_per_gpu": "tokens per second, of each GPU",
     "watts": "of all GPUs",
@@ -39,7 +21,7 @@ DERIVED = {
     "cost_per_output_token": "GPU time and energy at `Prices`",
     "sequences_per_stage": "batch / (data x pipeline parallel): at least 1",
 }
-QUANTITIES = (*ESTIMATED, *DERIVED)
+QUANTITIES = (*NUMBERS, *DERIVED)
 SEQUENCES = "sequences"  # per replica: batch = sequences x data parallel
 FIELDS = tuple(f.name for f in fields(Deployment) if not f.metadata.get("static"))
 KNOBS = (*FIELDS, SEQUENCES)
@@ -72,7 +54,7 @@ def outcome(question: Question, values: Mapping[str, Scalar]) -> dict[str, Scala
     replicas = deployment.data_parallel * deployment.pipeline_parallel
     prices, joules = question.prices, estimate.joules_per_output_token
     return {
-        **{name: getattr(estimate, name) for name in ESTIMATED},
+        **{name: getattr(estimate, name) for name in NUMBERS},
         "output_tokens_per_second_per_gpu": 1.0 / gpu_seconds,
         "watts": estimate.watts_per_gpu * estimate.gpus,
         "gpu_seconds_per_output_token": gpu_seconds,

@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 
-from jaxlens.answers import NUMBERS, answer
+from jaxlens.answers import answer
 from jaxlens.commands import SERVERS, benchmark_command, checkpoint, serve_commands
 from jaxlens.commands.gpus import gpu_commands, reset_commands
 from jaxlens.deployments import UNLIMITED, Deployment, Workload
 from jaxlens.fingerprints import fingerprint
-from jaxlens.predictions import Estimate, predict
+from jaxlens.predictions import NUMBERS, Estimate, predict
 from jaxlens.recommendations.files import FORMAT, read_content, write_content
 from jaxlens.recommendations.reproductions import (
     Reproduction,
