@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from jaxlens.cli.options import Output, OutputCv, Prompt, number, option
+from jaxlens.cli.options import (
+    Output,
+    OutputCv,
+    Prompt,
+    kv_option,
+    number,
+    option,
+    stack_option,
+    weights_option,
+)
 
 TRIED, TRAFFIC = "What is tried", "Traffic"
 LIMITS, MONEY, ANSWER = "Limits", "Money and carbon", "The answer"
@@ -78,21 +87,9 @@ class ExploreOptions:
             metavar="COUNT",
         ),
     ] = None
-    weights: Annotated[
-        str | None,
-        option("--weights", help="Format of weights, such as fp8.", panel=TRIED),
-    ] = None
-    kv: Annotated[
-        str | None, option("--kv", help="Format of the KV cache.", panel=TRIED)
-    ] = None
-    stack: Annotated[
-        str | None,
-        option(
-            "--stack",
-            help="Serving stack, id or TOML file. Default: vllm-0.11.",
-            panel=TRIED,
-        ),
-    ] = None
+    weights: Annotated[str | None, weights_option(TRIED)] = None
+    kv: Annotated[str | None, kv_option(TRIED)] = None
+    stack: Annotated[str | None, stack_option(TRIED)] = None
     prompt: Prompt = 1024.0
     output: Output = 256.0
     output_cv: OutputCv = 0.5

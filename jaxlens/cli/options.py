@@ -12,6 +12,7 @@ import typer
 from jaxlens.cli.files import read_defaults
 from jaxlens.cli.quantities import quantity
 from jaxlens.deployments import UNLIMITED, Deployment, Workload
+from jaxlens.profiles import DEFAULT_STACK
 from jaxlens.requests import Request, prepare
 
 LAYOUT, TRAFFIC, COEFFICIENTS = "Layout", "Traffic", "Coefficients"
@@ -46,6 +47,39 @@ def _parsed_number(text: str | float) -> float:
         return float(text)
     except (TypeError, ValueError):
         raise typer.BadParameter(f"expected a number, got {text!r}") from None
+
+
+def weights_option(panel: str) -> Any:
+    """Returns the option of the format of weights."""
+    return option("--weights", help="Format of weights, such as fp8.", panel=panel)
+
+
+def kv_option(panel: str) -> Any:
+    """Returns the option of the format of the KV cache."""
+    return option("--kv", help="Format of the KV cache.", panel=panel)
+
+
+def stack_option(panel: str) -> Any:
+    """Returns the option of the serving stack."""
+    words = f"Serving stack, id or TOML file; default: {DEFAULT_STACK}."
+    return option("--stack", help=words, panel=panel)
+
+
+def profile_option(panel: str) -> Any:
+    """Returns the option of a fitted profile."""
+    words = "Fitted profile, from `jaxlens calibrate`."
+    return option("--profile", help=words, panel=panel, metavar="FILE")
+
+
+def network_option(panel: str) -> Any:
+    """Returns the option of the rate between nodes."""
+    words = "Rate between nodes per GPU, such as 400Gb/s; default: the chip's."
+    return option("--network", help=words, panel=panel)
+
+
+def network_rate(text: str | None) -> float | None:
+    """Returns bytes per second between nodes, where stated."""
+    return None if text is None else quantity(text, "bytes/s", where="network")
 
 
 # What is sent, in every command that has traffic.
@@ -131,14 +165,7 @@ class ServingOptions:
             default="1",
         ),
     ] = 1.0
-    network: Annotated[
-        str | None,
-        option(
-            "--network",
-            help="Rate between nodes per GPU, such as 400Gb/s; default: the chip's.",
-            panel=LAYOUT,
-        ),
-    ] = None
+    network: Annotated[str | None, network_option(LAYOUT)] = None
     sequence_parallel: Annotated[
         bool,
         option(
@@ -161,31 +188,10 @@ class ServingOptions:
     prompt: Prompt = 1024.0
     output: Output = 256.0
     output_cv: OutputCv = 0.5
-    weights: Annotated[
-        str | None,
-        option("--weights", help="Format of weights, such as fp8.", panel=FORMATS),
-    ] = None
-    kv: Annotated[
-        str | None,
-        option("--kv", help="Format of the KV cache.", panel=FORMATS),
-    ] = None
-    stack: Annotated[
-        str | None,
-        option(
-            "--stack",
-            help="Serving stack, id or TOML file; default: vllm-0.11.",
-            panel=COEFFICIENTS,
-        ),
-    ] = None
-    profile: Annotated[
-        Path | None,
-        option(
-            "--profile",
-            help="Fitted profile, from `jaxlens calibrate`.",
-            panel=COEFFICIENTS,
-            metavar="FILE",
-        ),
-    ] = None
+    weights: Annotated[str | None, weights_option(FORMATS)] = None
+    kv: Annotated[str | None, kv_option(FORMATS)] = None
+    stack: Annotated[str | None, stack_option(COEFFICIENTS)] = None
+    profile: Annotated[Path | None, profile_option(COEFFICIENTS)] = None
     clock: Annotated[
         str | None,
         option("--clock", help="Locked SM clock, such as 1410MHz.", panel=KNOBS),
@@ -258,7 +264,6 @@ class ServingOptions:
 
 def request(options: ServingOptions) -> Request:
     """Returns the checked request that `options` stand for."""
-    network = options.network
     deployment = Deployment(
         batch=options.batch,
         tensor_parallel=options.tp,
@@ -291,9 +296,7 @@ def request(options: ServingOptions) -> Request:
         kv=options.kv,
         deployment=deployment,
         workload=workload,
-        network_bytes_per_s=(
-            None if network is None else quantity(network, "bytes/s", where="network")
-        ),
+        network_bytes_per_s=network_rate(options.network),
     )
 
 

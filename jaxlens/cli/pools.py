@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from jaxlens.cli.options import Json, with_options
-from jaxlens.cli.pools_options import PoolsOptions, limits, network, workload
+from jaxlens.cli.options import Json, network_rate, with_options
+from jaxlens.cli.pools_options import PoolsOptions, limits, workload
 from jaxlens.cli.tables import (
     print_json,
     print_line,
@@ -106,7 +106,7 @@ def _searched(
         weights=options.weights,
         kv=options.kv,
         stack=options.stack,
-        network_bytes_per_s=network(options),
+        network_bytes_per_s=network_rate(options.network),
         count=options.top,
         compare=options.compare,
         progress=progress,

@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxlens.cli.options import Output, OutputCv, Prompt, number, option
+from jaxlens.cli.options import (
+    Output,
+    OutputCv,
+    Prompt,
+    kv_option,
+    network_option,
+    number,
+    option,
+    stack_option,
+    weights_option,
+)
 from jaxlens.deployments import UNLIMITED, Workload
 from jaxlens.limits import Limits
 from jaxlens.quantities import quantity
@@ -92,25 +102,10 @@ class PoolsOptions:
             default="0",
         ),
     ] = 0.0
-    weights: Annotated[
-        str | None,
-        option("--weights", help="Format of weights, such as fp8.", panel=TRIED),
-    ] = None
-    kv: Annotated[
-        str | None, option("--kv", help="Format of the KV cache.", panel=TRIED)
-    ] = None
-    stack: Annotated[
-        str | None,
-        option("--stack", help="Serving stack, id or TOML file.", panel=TRIED),
-    ] = None
-    network: Annotated[
-        str | None,
-        option(
-            "--network",
-            help="Rate between nodes per GPU, such as 400Gb/s; default: the chip's.",
-            panel=TRIED,
-        ),
-    ] = None
+    weights: Annotated[str | None, weights_option(TRIED)] = None
+    kv: Annotated[str | None, kv_option(TRIED)] = None
+    stack: Annotated[str | None, stack_option(TRIED)] = None
+    network: Annotated[str | None, network_option(TRIED)] = None
     top: Annotated[int, option("--top", help="Pairs to show.", panel=LIMITS)] = 5
     compare: Annotated[
         bool,
@@ -140,13 +135,6 @@ def limits(options: PoolsOptions) -> Limits:
         ttft_p99_seconds=_seconds(options.ttft_p99, "ttft p99"),
         tpot_seconds=_seconds(options.tpot, "tpot"),
     )
-
-
-def network(options: PoolsOptions) -> float | None:
-    """Returns bytes per second between nodes, where `options` state it."""
-    if options.network is None:
-        return None
-    return quantity(options.network, "bytes/s", where="network")
 
 
 def _seconds(text: str | None, where: str) -> float:

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxlens.cli.options import Output, OutputCv, Prompt, number, option
+from jaxlens.cli.options import (
+    Output,
+    OutputCv,
+    Prompt,
+    kv_option,
+    network_option,
+    network_rate,
+    number,
+    option,
+    profile_option,
+    stack_option,
+    weights_option,
+)
 from jaxlens.deployments import Workload
 from jaxlens.quantities import quantity
 from jaxlens.requests import Request, prepare
@@ -32,32 +44,11 @@ class AdviceOptions:
         str | None,
         option("--gpu", "-g", help="Chip id or TOML file.", panel=WHAT),
     ] = None
-    weights: Annotated[
-        str | None, option("--weights", help="Format of weights.", panel=WHAT)
-    ] = None
-    kv: Annotated[
-        str | None, option("--kv", help="Format of the KV cache.", panel=WHAT)
-    ] = None
-    stack: Annotated[
-        str | None,
-        option(
-            "--stack",
-            help="Serving stack, id or TOML file; default: vllm-0.11.",
-            panel=WHAT,
-        ),
-    ] = None
-    profile: Annotated[
-        Path | None,
-        option("--profile", help="Fitted profile.", panel=WHAT, metavar="FILE"),
-    ] = None
-    network: Annotated[
-        str | None,
-        option(
-            "--network",
-            help="Rate between nodes per GPU, such as 400Gb/s; default: the chip's.",
-            panel=WHAT,
-        ),
-    ] = None
+    weights: Annotated[str | None, weights_option(WHAT)] = None
+    kv: Annotated[str | None, kv_option(WHAT)] = None
+    stack: Annotated[str | None, stack_option(WHAT)] = None
+    profile: Annotated[Path | None, profile_option(WHAT)] = None
+    network: Annotated[str | None, network_option(WHAT)] = None
     prompt: Prompt = 1024.0
     output: Output = 256.0
     output_cv: OutputCv = 0.5
@@ -92,7 +83,6 @@ class AdviceOptions:
 
 def request(options: AdviceOptions) -> Request:
     """Returns the checked request that `options` stand for, with no layout yet."""
-    network = options.network
     return prepare(
         options.model,
         options.gpu,
@@ -105,9 +95,7 @@ def request(options: AdviceOptions) -> Request:
             output_tokens=options.output,
             output_tokens_cv=options.output_cv,
         ),
-        network_bytes_per_s=(
-            None if network is None else quantity(network, "bytes/s", where="network")
-        ),
+        network_bytes_per_s=network_rate(options.network),
     )
 
 
