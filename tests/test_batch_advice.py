@@ -14,13 +14,9 @@ from jaxlens.calibration.measured_tables import Table
 from jaxlens.calibration.tables import read_table
 from jaxlens.cli import main
 from jaxlens.deployments import Deployment, Workload
-from jaxlens.optimize.batch_advice import (
-    MeasuredRun,
-    advise_batch,
-    anchor,
-    throughput_curves,
-)
+from jaxlens.optimize.batch_advice import advise_batch
 from jaxlens.optimize.replicas import Lone, Replica, replica, shared
+from jaxlens.optimize.throughput_curves import MeasuredRun, anchor, throughput_curves
 from jaxlens.power import Draw
 from jaxlens.predictions import predict
 from jaxlens.profiles import load_chip

@@ -21,7 +21,8 @@ from jaxlens.cli.tables import (
 )
 
 if TYPE_CHECKING:
-    from jaxlens.optimize.batch_advice import BatchAdvice, MeasuredRun, Replicas
+    from jaxlens.optimize.batch_advice import BatchAdvice, Replicas
+    from jaxlens.optimize.throughput_curves import MeasuredRun
 
 REASONS = {
     "throughput": "a larger batch serves less",
@@ -247,7 +248,7 @@ def _limit(text: str | None) -> tuple[float | None, float | None]:
 def _measured(text: str | None) -> "MeasuredRun | None":
     if text is None:
         return None
-    from jaxlens.optimize.batch_advice import MeasuredRun
+    from jaxlens.optimize.throughput_curves import MeasuredRun
 
     parts = text.split(":")
     if len(parts) not in (2, 3):
