@@ -93,7 +93,8 @@ def _knob_notes(request: Request) -> list[str]:
     span = max(float(layout.tensor_parallel), float(layout.expert_parallel))
     if span * float(layout.pipeline_parallel) > float(chip.node_gpus):
         found.append("communication between nodes is not calibrated")
-    if layout.overlap and span > 1.0:
+    contention = card.coefficients["chip.overlap_contention"].source
+    if layout.overlap and span > 1.0 and "prior" in contention:
         found.append("staged overlap is not calibrated: its contention is a prior")
     return found
 

@@ -51,6 +51,7 @@ class Chip:
     link_watts: Scalar  # more while a collective runs on all links, above `busy_watts`
     cap_share: Scalar  # of a power limit that a limited GPU draws on average
     hbm_saturation: Scalar  # share of SMs x clock that saturates HBM
+    overlap_contention: Scalar  # part of two kernels side by side that does not overlap
     network_seconds: Scalar  # startup of one message between nodes
 
 
@@ -73,12 +74,14 @@ class Stack:
     gemm_half_columns: Scalar  # n
     gemm_half_depth: Scalar  # k
     attention_half_rows: Scalar  # query tokens x heads that share a KV head
+    attention_half_columns: Scalar  # keys and head width
     experts_half_rows: Scalar  # rows per active expert: tile floor
     block_rows: Scalar  # the same for block-scaled fp8, on top (tiles of 128 rows)
     ramp_bytes: Scalar  # traffic of a kernel at which HBM reaches half of its rate
     softness: Scalar  # of the roofline: 0 perfect overlap (max), 1 none (sum)
     # Fixed times.
     kernel_seconds: Scalar  # launch and drain of one kernel
+    attention_seconds: Scalar  # ... and what attention takes on top: splits and their sum
     passes: Scalar  # kernels that one element-wise step of the model takes
     softmax_passes: Scalar  # ... and a softmax that is not fused
     experts_seconds: Scalar  # routing, sorting and gathering of one expert layer

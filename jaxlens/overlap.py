@@ -5,6 +5,7 @@ are multiplied while the one before travels, and the last transfer is exposed:
 
     t = t_product(1/S) + (S - 1) max_w(t_product(1/S; beside), t_comm(1/S)) + t_comm(1/S)
 
+w is the chip's contention: the part of both that L2 and the schedulers keep from overlapping.
 Beside a collective a product runs on the SMs that are left, and HBM serves the bytes of both:
 its roofline counts them all. Only then: one stage is sequential and takes no SMs away. Smaller
 chunks pay the efficiency of fewer rows, another read of the weights, another launch and another
@@ -20,8 +21,6 @@ from jaxlens.smooth import smooth_max
 from jaxlens.works import Message
 
 Scalar = Float[Array, ""] | float
-# Priors: nothing public tells them apart.
-CONTENTION = 0.05  # part of both that does not overlap: L2 and the schedulers
 HBM_PASSES = 2.0  # bytes of HBM per byte on the wire: read to send, written on arrival
 
 
@@ -30,13 +29,14 @@ def staged_seconds(
     beside_seconds: Scalar,
     transfer_seconds: Scalar,
     stages: Scalar,
+    contention: Scalar,
 ) -> Scalar:
     """Returns seconds of a product and its collective in `stages` (at least 1).
 
     All times are of one chunk: the product on all SMs, the product beside the collective,
-    and the collective.
+    and the collective. `contention` is the chip's: 0 overlaps all of it, 1 nothing.
     """
-    both = smooth_max(beside_seconds, transfer_seconds, CONTENTION)
+    both = smooth_max(beside_seconds, transfer_seconds, contention)
     return alone_seconds + (stages - 1.0) * both + transfer_seconds
 
 

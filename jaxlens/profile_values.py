@@ -32,18 +32,21 @@ SHARES = frozenset(
         "l2_saving",
         "launch_clocked",
         "memory_share",
+        "overlap_contention",
         "softness",
         "voltage_bend",
     }
 )
 MAY_BE_ZERO = frozenset(
     {
+        "attention_half_columns",
         "attention_half_width",
         "experts_wait",
         "gap_power",
         "host_exposed",
         "l2_saving",
         "launch_clocked",
+        "overlap_contention",
         "padding_power",
         "voltage_bend",
         "voltage_rise",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlens import Deployment, Workload, load_model, load_profile, predict
-from jaxlens.overlap import CONTENTION, hbm_bytes, staged_seconds
+from jaxlens.overlap import hbm_bytes, staged_seconds
 from jaxlens.precisions import precision
 from jaxlens.rooflines import Machine
 from jaxlens.steps import Staged, line
@@ -23,12 +23,20 @@ def llama():
 def test_staged_seconds_by_hand():
     # Four chunks of 3 s (4 s beside the collective) and 2 s: 3 + 3 max(4, 2) + 2
     hard = 3.0 + 3 * 4.0 + 2.0
-    smooth = float(staged_seconds(3.0, 4.0, 2.0, 4.0))
-    assert hard < smooth < hard + 3 * 4.0 * CONTENTION**0.5
+    assert float(staged_seconds(3.0, 4.0, 2.0, 4.0, 0.0)) == pytest.approx(hard)
+    smooth = float(staged_seconds(3.0, 4.0, 2.0, 4.0, 0.05))
+    assert hard < smooth < hard + 3 * 4.0 * 0.05**0.5
+
+
+def test_contention_goes_from_the_longer_of_both_to_their_sum():
+    # Four chunks as above: beside each other nothing overlaps, 3 + 3 (4 + 2) + 2.
+    assert float(staged_seconds(3.0, 4.0, 2.0, 4.0, 1.0)) == pytest.approx(23.0)
+    slope = jax.grad(lambda w: staged_seconds(3.0, 4.0, 2.0, 4.0, w))(0.05)
+    assert slope > 0.0
 
 
 def test_one_stage_is_sequential():
-    assert float(staged_seconds(3.0, 5.0, 2.0, 1.0)) == 5.0
+    assert float(staged_seconds(3.0, 5.0, 2.0, 1.0, 0.05)) == 5.0
 
 
 def estimate(model, **layout):
