@@ -9,9 +9,20 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-SUCCESS, NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, INSUFFICIENT_SIZE = 0, 3, 4, 6, 7
+SUCCESS, INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION = 0, 2, 3, 4
+NOT_FOUND, INSUFFICIENT_SIZE = 6, 7
 DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, GPU_IS_LOST = 9, 12, 15
 MEGAHERTZ = (345, 1410, 1980)
+CLOCK_SM, CLOCK_MEMORY = 1, 2
+LINKS = 18
+
+
+class ByInput(dict):
+    """Replies by the last whole number that the caller passed in."""
+
+    def __init__(self, replies: dict[int, Any], otherwise: int) -> None:
+        super().__init__(replies)
+        self.otherwise = otherwise
 
 
 class FakeNvml:
@@ -29,7 +40,24 @@ class FakeNvml:
             "nvmlSystemGetDriverVersion": (b"570.124.06",),
             "nvmlDeviceGetTotalEnergyConsumption": (123_456_789,),
             "nvmlDeviceGetPowerUsage": (98_700,),
-            "nvmlDeviceGetClockInfo": (1980,),
+            "nvmlDeviceGetClockInfo": ByInput(
+                {CLOCK_SM: (1980,), CLOCK_MEMORY: (3201,)}, INVALID_ARGUMENT
+            ),
+            "nvmlDeviceGetMaxClockInfo": ByInput(
+                {CLOCK_SM: (1980,), CLOCK_MEMORY: (3201,)}, INVALID_ARGUMENT
+            ),
+            "nvmlDeviceGetMemoryBusWidth": (6144,),
+            "nvmlDeviceGetMemoryInfo": {
+                "total": 150_754_820_096,
+                "free": 150_000_000_000,
+                "used": 754_820_096,
+            },
+            "nvmlDeviceGetNvLinkState": ByInput(
+                dict.fromkeys(range(LINKS), (1,)), INVALID_ARGUMENT
+            ),
+            "nvmlDeviceGetMaxPcieLinkGeneration": (5,),
+            "nvmlDeviceGetMaxPcieLinkWidth": (16,),
+            "nvmlDeviceGetCount_v2": (8,),
             "nvmlDeviceGetTemperature": (41,),
             "nvmlDeviceGetCurrentClocksThrottleReasons": (0,),
             "nvmlDeviceGetCurrentClocksEventReasons": (0,),
@@ -41,7 +69,9 @@ class FakeNvml:
             "nvmlDeviceGetPowerManagementDefaultLimit": (700_000,),
             "nvmlDeviceGetComputeRunningProcesses_v3": [],
             "nvmlDeviceGetSupportedMemoryClocks": [3201],
-            "nvmlDeviceGetSupportedGraphicsClocks": list(MEGAHERTZ),
+            "nvmlDeviceGetSupportedGraphicsClocks": ByInput(
+                {3201: list(MEGAHERTZ)}, NOT_FOUND
+            ),
             "nvmlDeviceSetGpuLockedClocks": (),
             "nvmlDeviceResetGpuLockedClocks": (),
             **replies,
@@ -66,6 +96,9 @@ class FakeNvml:
         reply = self.replies[name]
         if callable(reply):
             reply = reply()
+        if isinstance(reply, ByInput):
+            inputs = [a for a in arguments if not _is_output(a)]
+            reply = reply.get(_last_number(inputs), reply.otherwise)
         if isinstance(reply, int):
             return reply
         if isinstance(reply, list):
@@ -80,6 +113,11 @@ class FakeNvml:
         return SUCCESS
 
 
+def _last_number(arguments: list[Any]) -> int:
+    values = (getattr(argument, "value", argument) for argument in arguments)
+    return [value for value in values if isinstance(value, int)][-1]
+
+
 def _is_output(argument: Any) -> bool:
     return hasattr(argument, "_obj") or isinstance(argument, ctypes.Array)
 
@@ -90,16 +128,20 @@ def _store(output: Any, value: Any) -> None:
 
 
 def _listed(values: list[int], arguments: tuple[Any, ...]) -> int:
-    """Fills an array, or asks for a larger one: first call with a size of zero."""
+    """Fills an array, or says that it is too small: a count goes in, another comes out.
+
+    Without an array, or with too small a one, the count becomes the one that is needed.
+    """
     count = next(a for a in arguments if hasattr(a, "_obj"))._obj
-    array = arguments[-1]
-    if array is None:
-        count.value = len(values)
-        return INSUFFICIENT_SIZE if values else SUCCESS
+    array, room = arguments[-1], count.value
+    count.value = len(values)
+    if not values:
+        return SUCCESS
+    if array is None or room < len(values):
+        return INSUFFICIENT_SIZE
     for i, value in enumerate(values):
         if isinstance(array[i], int):
             array[i] = value
         else:
             array[i].pid = value
-    count.value = len(values)
     return SUCCESS

@@ -15,6 +15,7 @@ from tests.fake_nvml import (
     NO_PERMISSION,
     NOT_FOUND,
     NOT_SUPPORTED,
+    ByInput,
     FakeNvml,
 )
 
@@ -41,6 +42,7 @@ def test_readings_are_in_si_units(install):
     assert gpu.joules() == 123_456.789  # the counter holds millijoules
     assert gpu.watts() == 98.7
     assert gpu.sm_clock_hz() == 1.98e9
+    assert gpu.memory_clock_hz() == 3.201e9
     assert gpu.temperature_celsius() == 41
     assert gpu.modes().power_limit_watts == 700.0
     assert gpu.modes().ecc is True
@@ -147,6 +149,18 @@ def test_throttle_reasons_have_names(install):
         "software power cap",
         "hardware thermal slowdown",
     )
+
+
+def test_an_old_driver_tells_the_reasons_under_their_old_name(install):
+    library = install(nvmlDeviceGetCurrentClocksThrottleReasons=(0x4,))
+    del library.replies["nvmlDeviceGetCurrentClocksEventReasons"]
+    assert open_gpu().throttle_reasons() == ("software power cap",)
+
+
+def test_links_are_counted_where_they_are_up(install):
+    assert install() and open_gpu().nvlinks() == 18
+    install(nvmlDeviceGetNvLinkState=ByInput({0: (1,), 1: (0,), 2: (1,)}, 2))
+    assert open_gpu().nvlinks() == 2
 
 
 def test_a_clock_is_locked_next_to_the_wish_and_given_back(install):

@@ -78,7 +78,9 @@ class Gpu:
 
     def throttle_reasons(self) -> tuple[str, ...]:
         """Returns why the clock is below its highest, empty where nothing is known."""
-        mask = self._optional(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        mask = self._optional(self._nvml.nvmlDeviceGetCurrentClocksEventReasons)
+        if mask is None:  # what drivers before 535 call the same mask
+            mask = self._optional(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         return names(int(mask or 0))
 
     def busy_share(self) -> float | None:
@@ -106,6 +108,47 @@ class Gpu:
             power_limit_watts=None if limit is None else limit / 1e3,
             default_power_limit_watts=None if default is None else default / 1e3,
         )
+
+    def highest_clock_hz(self, domain: str) -> float | None:
+        """Returns the highest clock of "sm" or "memory"."""
+        kinds = {"sm": self._nvml.NVML_CLOCK_SM, "memory": self._nvml.NVML_CLOCK_MEM}
+        megahertz = self._optional(self._nvml.nvmlDeviceGetMaxClockInfo, kinds[domain])
+        return megahertz * 1e6 if megahertz else None
+
+    def memory_bytes(self) -> float | None:
+        """Returns the size of the memory."""
+        memory = self._optional(self._nvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else float(memory.total)
+
+    def memory_bus_bits(self) -> int | None:
+        """Returns the width of the memory bus."""
+        bits = self._optional(self._nvml.nvmlDeviceGetMemoryBusWidth)
+        return int(bits) if bits else None
+
+    def nvlinks(self) -> int:
+        """Returns how many NVLinks are up; asking for links that it lacks is no error."""
+        nvml, count = self._nvml, 0
+        for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+            try:
+                up = nvml.nvmlDeviceGetNvLinkState(self._handle, link)
+            except nvml.NVMLError:
+                continue
+            count += int(up == nvml.NVML_FEATURE_ENABLED)
+        return count
+
+    def pcie(self) -> tuple[int, int] | None:
+        """Returns generation and lanes of PCIe, the most that GPU and machine allow."""
+        nvml = self._nvml
+        generation = self._optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration)
+        lanes = self._optional(nvml.nvmlDeviceGetMaxPcieLinkWidth)
+        return (int(generation), int(lanes)) if generation and lanes else None
+
+    def neighbours(self) -> int:
+        """Returns how many GPUs the machine has, this one among them."""
+        try:
+            return max(1, int(self._nvml.nvmlDeviceGetCount()))
+        except self._nvml.NVMLError:
+            return 1
 
     def supported_sm_clocks_hz(self) -> tuple[float, ...]:
         """Returns the SM clocks that can be locked at the highest memory clock."""

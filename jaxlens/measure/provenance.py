@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -12,16 +13,16 @@ from jaxlens.profile_files import CHIPS, aliases, known_ids, normalised
 
 
 def chip_id(name: str) -> str:
-    """Returns the id of the chip that calls itself `name`, or `name` for unknown ones.
+    """Returns the id of the chip that calls itself `name`: the catalogue's, else a slug.
 
-    >>> chip_id("NVIDIA H200"), chip_id("cpu: some processor")
-    ('h200-sxm', 'cpu: some processor')
+    >>> chip_id("NVIDIA H200"), chip_id("cpu: some processor, 2 threads")
+    ('h200-sxm', 'cpu-some-processor-2-threads')
     """
-    if name.startswith("cpu:"):
-        return name
     plain = normalised(name)
     identifier = aliases(CHIPS).get(plain, plain)
-    return identifier if identifier in known_ids(CHIPS) else name
+    if identifier in known_ids(CHIPS):
+        return identifier
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def provenance(device: Device, gpu: Gpu | None, which: Ranks) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxlens.measure.benches import Bench
+from jaxlens.measure.chip_files import chip_beside
 from jaxlens.measure.clocks import locked_clock
 from jaxlens.measure.collectives import joined, ranks
 from jaxlens.measure.devices import Cuda, Device, import_torch, open_device
@@ -17,13 +18,15 @@ from jaxlens.measure.gauges import Gauge, GpuGauge, cpu_gauge
 from jaxlens.measure.guards import fitness, newcomers, require_fit
 from jaxlens.measure.idle import idle, loaded_idle
 from jaxlens.measure.nvml import Gpu, open_gpu
+from jaxlens.measure.overheads import overhead_columns, overheads
 from jaxlens.measure.plans import plan
-from jaxlens.measure.provenance import provenance
+from jaxlens.measure.provenance import chip_id, provenance
 from jaxlens.measure.records import GOOD, Records
 from jaxlens.measure.repeatability import repeatability
 from jaxlens.measure.requests import Request, check
 from jaxlens.measure.runs import Tally, run_cases
-from jaxlens.measure.windows import Rules
+from jaxlens.measure.visits import visiting_rules
+from jaxlens.measure.windows import Agree, Rules
 
 Report = Callable[[str], None]
 IDLE_SECONDS = 5.0
@@ -37,11 +40,13 @@ class Outcome:
     device: str
     out: Path
     tables: tuple[Path, ...]  # of one kind each
+    chip: str | None  # file that describes the device, where the catalogue does not
     idle_watts: float | None
     seconds: float
     seconds_repeatability: float | None
     joules_repeatability: float | None
     notes: tuple[str, ...]
+    overhead: Mapping[str, Any] = field(default_factory=dict)  # of the harness itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +73,13 @@ def measure(request: Request, report: Report = print) -> Outcome:
     with (
         station(request) as at,
         joined(at.device, which) as agree,
+        _chip(records, at) as chip,
         _clocks(request, at) as clock,
     ):
-        bench = Bench(
-            device=at.device,
-            gauge=at.gauge,
-            rules=rules(request, at.gauge),
-            idle_watts=at.idle.get("idle_watts"),
-            agree=agree,
-            intruders=at.intruders,
-        )
+        bench = _bench(request, at, agree)
+        overhead = overheads(bench, windows=1)
         shared = {
+            **overhead_columns(overhead),
             **provenance(at.device, at.gpu, which),
             "clock_setting": "free" if clock is None else f"{clock / 1e6:.0f} MHz",
             "disturbances": "; ".join(at.notes),
@@ -101,11 +102,29 @@ def measure(request: Request, report: Report = print) -> Outcome:
             prefix="" if clock is None else "clock_",
             report=told,
         )
-    return _outcome(request, at, records, tally, cases, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    outcome = _outcome(request, at, records, tally, cases, chip, seconds)
+    return replace(outcome, overhead=overhead)
+
+
+def _bench(request: Request, at: Station, agree: Agree) -> Bench:
+    return Bench(
+        device=at.device,
+        gauge=at.gauge,
+        rules=rules(request, at.gauge),
+        idle_watts=at.idle.get("idle_watts"),
+        agree=agree,
+        intruders=at.intruders,
+    )
 
 
 def _nothing(text: str) -> None:
     """Reports nothing: one rank speaks for all."""
+
+
+def _chip(records: Records | None, at: Station) -> AbstractContextManager[Path | None]:
+    """Keeps a chip file beside the rows, where the catalogue does not know the device."""
+    return chip_beside(records, at.device, at.gpu, chip_id(at.device.name))
 
 
 def _clocks(request: Request, at: Station) -> AbstractContextManager[float | None]:
@@ -117,6 +136,10 @@ def _clocks(request: Request, at: Station) -> AbstractContextManager[float | Non
 
 def rules(request: Request, gauge: Gauge) -> Rules:
     """Returns the rules of a run: short windows do where only time is measured."""
+    if request.device == "cpu":
+        return visiting_rules(
+            request.window_seconds, allow_disturbed=request.allow_disturbed
+        )
     energy = gauge.has_energy
     window = request.window_seconds or (1.0 if energy else 0.2)
     return Rules(
@@ -136,7 +159,11 @@ def station(request: Request) -> Iterator[Station]:
         gauge = cpu_gauge()
         notes = () if gauge.has_energy else ("no RAPL energy counter: time only",)
         yield Station(
-            device=open_device("cpu"), gauge=gauge, gpu=None, idle={}, notes=notes
+            device=open_device("cpu", request.threads),
+            gauge=gauge,
+            gpu=None,
+            idle={},
+            notes=notes,
         )
         return
     index, uuid = visible_gpu(request.device)
@@ -222,6 +249,7 @@ def _outcome(
     records: Records | None,
     tally: Tally,
     cases: list[Any],
+    chip: Path | None,
     seconds: float,
 ) -> Outcome:
     names = {one.name for one in cases}
@@ -233,6 +261,7 @@ def _outcome(
         device=at.device.name,
         out=request.out,
         tables=tables,
+        chip=None if chip is None else str(chip),
         idle_watts=at.idle.get("idle_watts"),
         seconds=seconds,
         seconds_repeatability=repeatability(good, "seconds", runs=max(2, request.runs)),
