@@ -29,12 +29,33 @@ def complete(kind: str, columns: Columns, findings: Findings) -> None:
         )
     if kind == "forward" and "joules" in columns:
         columns["watts"] = columns["joules"] / columns["seconds"]
-    elif {"watts", "seconds"} <= columns.keys():
-        columns["joules"] = columns["watts"] * columns["seconds"]
+    elif kind != "run" and "watts" in columns:
+        seconds = columns.get("seconds", columns.get("limited_seconds"))
+        if seconds is not None:
+            columns["joules"] = columns["watts"] * seconds
+    if kind == "run":
+        _one_time(columns)
+    if "sm_limit" in columns and "joules" in columns:
+        # What an occupier draws beside a kernel is not the kernel's.
+        alone = columns["sm_limit"] != "occupier"
+        columns["joules"] = np.where(alone, columns["joules"], np.nan)
     if "backend" in columns and "stack" not in columns:
         versions = columns.get("version", np.full(len(columns["backend"]), ""))
         pairs = zip(columns["backend"].tolist(), versions.tolist(), strict=True)
         columns["stack"] = np.array([f"{b}-{v}".strip("-") for b, v in pairs], np.str_)
+
+
+def _one_time(columns: Columns) -> None:
+    """Fills the time of rows that keep theirs apart: of less than the whole GPU.
+
+    A product beside a copy has no time of its own; its slowdown is what is measured.
+    """
+    unknown = np.full(len(columns["gpu"]), np.nan)
+    seconds, limited = (
+        columns.get(name, unknown) for name in ("seconds", "limited_seconds")
+    )
+    own = np.isnan(seconds) & (columns["kind"] != "overlap")
+    columns["seconds"] = np.where(own, limited, seconds)
 
 
 def _complete_layout(columns: Columns, findings: Findings) -> None:
@@ -69,7 +90,8 @@ def check_watts(
     limits = np.array(
         [known.get(name) or (np.nan, np.nan) for name in chips.tolist()]
     ).reshape(-1, 2)
-    power = {"forward": None, "clocks_idle": "idle_watts"}.get(kind, "watts")
+    others = {"clocks_idle": "idle_watts", "loaded_idle": "loaded_idle_watts"}
+    power = None if kind == "forward" else others.get(kind, "watts")
     bounds = (limits[:, 0], limits[:, 1])
     if power is not None and power in columns:
         values = columns[power]

@@ -7,7 +7,7 @@ kept apart with the row, the column, the value and the reason.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxlens.calibration.derived_columns import (
     fill_energy,
     note_disagreements,
 )
+from jaxlens.calibration.operation_schemas import ORIGIN
 from jaxlens.calibration.raw_tables import RawTable
 from jaxlens.calibration.row_checks import (
     BadRow,
@@ -31,12 +32,15 @@ from jaxlens.calibration.row_checks import (
     numbers,
     texts,
 )
-from jaxlens.calibration.schemas import Column, Schema, recognise, schema_of
+from jaxlens.calibration.run_chips import chip_entry
+from jaxlens.calibration.schema_columns import Column, Schema
+from jaxlens.calibration.schemas import recognise, schema_of
 from jaxlens.models import load_shape
 from jaxlens.profile_files import CHIPS, aliases, known_ids, normalised
-from jaxlens.profiles import load_chip
+from jaxlens.requests import PROCESSOR
 
 Known = Callable[[str], bool]
+SPARSE = frozenset({"powercap", "run", "sm_share"})  # cells that are empty by design
 TARGETS = ("seconds", "output_tokens_per_second", "watts", "joules_per_output_token")
 
 
@@ -120,12 +124,14 @@ def build_table(
     columns = _parsed(cells, schema, findings, notes, where)
     chips = [_chip_id(name) for name in columns["gpu"].tolist()]
     columns["gpu"] = np.array(chips, dtype=np.str_)
-    check_known(columns["gpu"], "gpu", known_gpu or _chip_is_known, findings)
+    watts_of = chip_watts or partial(_chip_watts, where)
+    known_gpu = known_gpu or (lambda name: chip_entry(where, name) is not None)
+    check_known(columns["gpu"], "gpu", known_gpu, findings)
     if "model" in columns and schema.model_is_huggingface_id:
         check_known(columns["model"], "model", known_model or _model_is_known, findings)
     with np.errstate(all="ignore"):  # rows that are already known to be bad
         complete(schema.kind, columns, findings)
-        check_watts(schema.kind, columns, chip_watts or _chip_watts, findings)
+        check_watts(schema.kind, columns, watts_of, findings)
         repeats = check_duplicates(cells, findings) if len(raw.row_numbers) else 0
         if schema.kind in {"serving", "powercap"}:
             note_disagreements(columns, findings, notes)
@@ -198,7 +204,7 @@ def _parsed(
         )
     known = {s for c in schema.columns for s, _ in c.spellings} | schema.names
     extra = [name for name in cells if name not in known]
-    if extra:
+    if extra and not cells.keys() >= ORIGIN:
         notes.append(f"ignored columns: {', '.join(extra)}.")
     return columns
 
@@ -250,7 +256,7 @@ def _remarks(schema: Schema, columns: Columns, repeats: int) -> list[str]:
         if len(values) > 1:
             notes.append(f"{len(values)} values of {name}: {', '.join(values)}.")
     for name, values in columns.items():
-        if values.dtype.kind == "U" or schema.kind == "powercap":
+        if values.dtype.kind == "U" or schema.kind in SPARSE:
             continue
         unknown = int(np.isnan(values).sum())
         if unknown and name in schema.names:
@@ -281,14 +287,9 @@ def _model_is_known(name: str) -> bool:
     return True
 
 
-@cache
-def _chip_watts(name: str) -> tuple[float, float] | None:
-    try:
-        chip = load_chip(name)
-    except (ValueError, OSError):
+def _chip_watts(where: str, name: str) -> tuple[float, float] | None:
+    """Returns idle and TDP watts; None where nobody knows them, as of processors."""
+    entry = chip_entry(where, name)
+    if entry is None or entry.identity["vendor"] == PROCESSOR:
         return None
-    return float(chip.idle_watts), float(chip.tdp_watts)
-
-
-def _chip_is_known(name: str) -> bool:
-    return _chip_watts(name) is not None
+    return entry.values["idle_watts"].value, entry.values["tdp_watts"].value

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxlens.calibration.schemas import Column, Rule
+from jaxlens.calibration.schema_columns import Column, Rule
 
 Cells = Sequence[object] | np.ndarray
 LARGEST = 1e18  # beyond this no measured quantity lies, in SI units
@@ -154,7 +154,8 @@ def check_known(
     """Finds the rows whose name in `column` is not known; asks once per name."""
     for name in dict.fromkeys(names.tolist()):
         if name and not known(name):
-            findings.add_where(names == name, column, names, f"unknown {column}")
+            cure = "" if column != "gpu" else "; RUN.chip.toml beside would describe it"
+            findings.add_where(names == name, column, names, f"unknown {column}{cure}")
 
 
 def check_duplicates(columns: Mapping[str, Cells], findings: Findings) -> int:

@@ -5,18 +5,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlens.calibration import scores
 from jaxlens.calibration.measured_tables import Table
-from jaxlens.calibration.serving_rows import predict_rows, serving_rows
+from jaxlens.calibration.predicted_tables import (
+    Predictions,
+    predict_serving,
+    predict_table,
+)
+from jaxlens.calibration.run_schemas import LOCKED
 from jaxlens.calibration.tables import read_table
-from jaxlens.intervals import NORMAL_80, SCATTER, deviation
-from jaxlens.profiles import Profile, load_profile, load_profile_card, load_stack
+from jaxlens.intervals import NORMAL_80
 
-Predictions = Mapping[str, Any]  # arrays by quantity, NaN where nothing is said; notes
+__all__ = [
+    "TARGETS",
+    "Comparison",
+    "compared",
+    "decile_labels",
+    "has_column",
+    "labels",
+    "predict_serving",
+    "predict_table",
+    "predicted_and_measured",
+    "read_tables",
+    "report",
+    "validate",
+]
+
 SIZES = ("prompt_tokens", "output_tokens", "concurrency")  # without which no prediction
 
 # What is judged of a kind of table: name in the report -> column that was measured.
@@ -35,6 +51,26 @@ TARGETS: Mapping[str, Mapping[str, str]] = {
         "dispatch_time": "dispatch_seconds",
         "combine_time": "combine_seconds",
     },
+    **{
+        kind: {"time": "seconds", "energy": "joules"}
+        for kind in ("copy", "elementwise")
+    },
+    **{
+        kind: {"time": "limited_seconds", "energy": "joules"}
+        for kind in ("sm_share", *(schema.kind for schema in LOCKED))
+    },
+    "overlap": {
+        "product_slowdown": "product_slowdown",
+        "copy_slowdown": "copy_slowdown",
+    },
+    "run": {
+        "time": "seconds",
+        "energy": "joules",
+        "product_slowdown": "product_slowdown",
+        "copy_slowdown": "copy_slowdown",
+        "power": "loaded_idle_watts",
+    },
+    "loaded_idle": {"power": "loaded_idle_watts"},
     "clocks_voltage": {"voltage": "volts"},
     "clocks_idle": {"power": "idle_watts"},
     "powercap": {"energy": "joules_per_output_token"},
@@ -275,75 +311,6 @@ def _cure(table: Table, silent: np.ndarray) -> str:
     if table.kind == "powercap":
         return "their caps do not bind: the other rows are compared with them"
     return "no fitted coefficients cover them"
-
-
-def predict_table(table: Table, profile: str | Path | None = None) -> Predictions:
-    """Returns what the shipped coefficients, or `profile`, say of every row."""
-    if table.kind == "serving":
-        return predict_serving(table, profile)
-    if table.kind == "forward":
-        from jaxlens.calibration.forward.validation import predict_forward
-
-        return predict_forward(table, profile)
-    if table.kind.startswith("clocks"):
-        from jaxlens.calibration.clock_curves import clock_curve_prediction
-
-        return clock_curve_prediction(table)
-    if table.kind == "powercap":
-        from jaxlens.calibration.powercaps import predict_powercaps
-
-        return predict_powercaps(table)
-    from jaxlens.calibration.kernels import load_kernel_fits
-    from jaxlens.calibration.kernels import predict_table as predict_kernels
-
-    fits = None if profile is None else load_kernel_fits(folder=profile)
-    return _trusted(table, predict_kernels(table, fits))
-
-
-def _trusted(table: Table, said: Predictions) -> Predictions:
-    """Leaves out the energy of launches too short for their power to be their own."""
-    from jaxlens.calibration.kernels import trustworthy_power
-
-    joules = said.get("joules")
-    if joules is None or not table.has("watts"):
-        return said
-    trusted = trustworthy_power(table.kind)(table.columns)
-    return {**said, "joules": np.where(trusted, np.asarray(joules, float), np.nan)}
-
-
-def predict_serving(table: Table, profile: str | Path | None = None) -> Predictions:
-    """Returns energy and latency of serving runs, each under the profile of its pair."""
-    pairs = [
-        _pair(gpu, stack, profile)
-        for gpu, stack in zip(table["gpu"], table["stack"], strict=True)
-    ]
-    profiles = {pair: _profile(pair, profile) for pair in dict.fromkeys(pairs)}
-    cards = {pair: load_profile_card(*pair, profile) for pair in profiles}
-    with jax.enable_x64(True):
-        stacks = {name: load_stack(name) for name in dict.fromkeys(table["stack"])}
-        rows = serving_rows(table, stacks)
-        per_row: Profile = jax.tree.map(
-            lambda *leaves: jnp.asarray(leaves, float), *[profiles[p] for p in pairs]
-        )
-        said = jax.jit(predict_rows)(rows, per_row.chip, per_row.stack)
-        return {
-            "joules_per_output_token": np.asarray(said.joules_per_output_token),
-            "latency_seconds": np.asarray(said.seconds_per_step),
-            "watts": np.asarray(said.watts),
-            "deviations": {
-                name: np.array([deviation(cards[pair], name) for pair in pairs])
-                for name in SCATTER.values()
-            },
-        }
-
-
-def _pair(gpu: str, stack: str, profile: str | Path | None) -> tuple[str, str]:
-    card = load_profile_card(gpu, stack, shipped=False) if profile is None else None
-    return (card.chip, card.stack) if card else (str(gpu), str(stack))
-
-
-def _profile(pair: tuple[str, str], profile: str | Path | None) -> Profile:
-    return load_profile(*pair, profile=profile)
 
 
 def _measured(table: Table, column: str) -> np.ndarray:

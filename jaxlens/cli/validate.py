@@ -28,12 +28,15 @@ jaxlens validate runs.csv more.parquet --profile mine.toml --json
 
 jaxlens validate my_gemms.parquet --kind gemm --gpu h100-sxm
 
+jaxlens validate run.parquet --by kind --profile mine/     (what `jaxlens measure` wrote)
+
 jaxlens validate runs.csv --plot errors.png
 
 A row is one steady-state serving run, with columns such as gpu, stack, model,
 tensor_parallel, prompt_tokens, output_tokens, concurrency, output_tokens_per_second
 and joules_per_output_token or watts. Tables of forward passes, kernels, collectives,
-clocks and power caps are told by their columns, or by --kind.
+clocks, power caps and whole runs of `jaxlens measure` are told by their columns, or by
+--kind.
 """
 
 ERRORS = ("mape", "median_ape", "bias")
