@@ -225,7 +225,7 @@ def test_green_contexts_are_given_back_on_errors():
 
 def test_green_contexts_need_a_driver_that_has_them():
     with (
-        pytest.raises(Unavailable, match=r"12\.4 or later"),
+        pytest.raises(Unavailable, match=r"12\.5 or later"),
         green_context(8, driver=FakeDriver(failing="old driver")),
     ):
         pytest.fail("the block has to be left out")

@@ -22,11 +22,13 @@ jaxlens measure --out h200.parquet     (about five minutes; again to resume)
 
 jaxlens measure --suite full --ops gemm,moe --out h200.parquet --budget 540
 
-jaxlens measure --suite quick --device cpu --budget 60     (time only, no energy)
+jaxlens measure --device cpu --threads 1 --runs 3     (time only; how well it repeats)
 
 torchrun --nproc-per-node 8 -m jaxlens.cli measure --out links.parquet
 
-jaxlens calibrate h200.gemm.parquet h200.moe.parquet --out profile.toml
+jaxlens calibrate h200.parquet --out mine/
+
+jaxlens predict MODEL --gpu mine/h200-sxm.toml
 """
 
 
@@ -59,13 +61,23 @@ def measure(
     window: Annotated[
         float | None,
         typer.Option(
-            help="Length of one measurement (default 1, without an energy counter 0.2).",
+            help="Length of one window (default 1; on a processor 0.03, as each case is "
+            "visited in turn 20 to 60 times).",
             metavar="SECONDS",
         ),
     ] = None,
     runs: Annotated[
-        int, typer.Option(help="Rounds over all cases, to see how well they repeat.")
+        int,
+        typer.Option(help="Whole runs over all cases, to see how well they repeat."),
     ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads with --device cpu (default one per physical core). One thread "
+            "repeats best on a machine that others use.",
+            metavar="N",
+        ),
+    ] = None,
     lock_clocks: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +108,7 @@ def measure(
         budget_seconds=budget,
         window_seconds=window,
         runs=runs,
+        threads=threads,
         lock_clock_hz=clock or None,
         allow_disturbed=allow_disturbed,
     )
@@ -139,8 +152,21 @@ def _summary(outcome: Any) -> None:
     )
     if tally.loose:
         print_line(f"{tally.loose} have an interval wider than asked for: see `tight`")
+    if tally.disturbed_windows:
+        print_line(
+            f"something else ran during {share(tally.disturbed_windows / tally.windows)} "
+            f"of the windows; {tally.discarded_windows} were left out"
+        )
     if outcome.idle_watts is not None:
         print_line(f"idle: {scaled(outcome.idle_watts, 'W')}")
+    cost = outcome.overhead
+    if cost:
+        empty = scaled(cost["seconds_per_empty_launch"], "s")
+        print_line(f"harness: {empty} a launch that does nothing")
+        if cost["empty_watts"] is not None and cost["asleep_watts"] is not None:
+            drawn = scaled(cost["empty_watts"], "W")
+            asleep = scaled(cost["asleep_watts"], "W")
+            print_line(f"harness: {drawn} while it does nothing, {asleep} asleep")
     for name in ("seconds", "joules"):
         value = getattr(outcome, f"{name}_repeatability")
         if value is not None:
@@ -148,4 +174,6 @@ def _summary(outcome: Any) -> None:
     print_line(f"rows: {outcome.out}")
     for table in outcome.tables:
         print_line(f"table: {table}")
+    if outcome.chip is not None:
+        print_line(f"chip: {outcome.chip} (the catalogue does not know it)")
     print_notes([*outcome.notes, *tally.problems])

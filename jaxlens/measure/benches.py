@@ -65,6 +65,10 @@ def measurement_columns(result: Measurement, idle_watts: float | None) -> Column
         "memory_clock_hz": result.memory_clock_hz,
         "temperature_celsius": result.temperature_celsius,
         "throttle_reasons": "; ".join(result.throttle_reasons),
+        "estimator": result.estimator,
+        "disturbed_windows": result.disturbed_windows,
+        "discarded_windows": result.discarded_windows,
+        "stolen_seconds": result.stolen_seconds,
     }
 
 

@@ -1,4 +1,6 @@
-"""Parts of a GPU's SMs through green contexts of the CUDA driver (12.4 or later).
+"""Parts of a GPU's SMs through green contexts of the CUDA driver (12.5 or later).
+
+Streams of such a context keep to its SMs whichever context is current.
 
 Source: NVIDIA, CUDA driver API reference, "Green Contexts", 2025,
 https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__GREEN__CONTEXTS.html.
@@ -17,7 +19,10 @@ NON_BLOCKING = 1  # flag that a stream of a green context has to have
 
 
 class Resource(ctypes.Structure):
-    """A set of SMs. The driver keeps the type first and the count at byte 96 of 144."""
+    """A set of SMs. The driver keeps the type first and the count at byte 96 of 144.
+
+    The rest has to be zero: since CUDA 13.1 its end points to a further resource.
+    """
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -97,7 +102,7 @@ def _check(cuda: Any, function: str, *arguments: Any) -> None:
         call = getattr(cuda, function)
     except AttributeError as error:
         raise Unavailable(
-            f"SM shares: expected a driver of CUDA 12.4 or later, got one without "
+            f"SM shares: expected a driver of CUDA 12.5 or later, got one without "
             f"{function}."
         ) from error
     code = call(*arguments)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jaxlens.measure.devices import Device
+from jaxlens.measure.devices import Cpu, Device
 from jaxlens.measure.refusals import Unavailable
 from jaxlens.measure.windows import Loop
 
@@ -43,13 +44,18 @@ class Prepared:
     replayed: bool  # through CUDA graphs
 
 
-def prepare(kernel: Kernel, device: Device, *, replay: bool = True) -> Prepared:
+def prepare(
+    kernel: Kernel, device: Device, *, replay: bool = True, shared: bool = False
+) -> Prepared:
     """Returns the loop over enough input sets that no cache holds them all.
 
     Launches that are too short for the host to keep up are replayed from a CUDA graph.
+    With `shared`, a processor's inputs lie where those of other kernels do: not for kernels
+    that run at the same time.
     """
     count = set_count(kernel.set_bytes, device)
-    sets = [kernel.make() for _ in range(count)]
+    with device.laid_out() if shared and isinstance(device, Cpu) else nullcontext():
+        sets = [kernel.make() for _ in range(count)]
     calls: Sequence[Callable[[], Any]] = [partial(kernel.run, one) for one in sets]
     for call in calls:
         call()
@@ -101,10 +107,23 @@ def torch_dtype(device: Device, name: str) -> Any:
 def normal(device: Device, dtype: Any, *shape: int) -> Any:
     """Returns a tensor of normal random values: power depends on the bits that switch."""
     torch = device.torch
+    if isinstance(device, Cpu) and dtype == torch.float32:
+        placed = device.placed(shape, random=True)
+        if placed is not None:
+            return placed
     if dtype.is_floating_point and dtype.itemsize > 1:
         return torch.randn(shape, dtype=dtype, device=device.place)
     wide = torch.randn(shape, dtype=torch.float32, device=device.place)
     return wide.to(dtype)
+
+
+def blank(device: Device, dtype: Any, *shape: int) -> Any:
+    """Returns a tensor that a result will be written to."""
+    if isinstance(device, Cpu) and dtype == device.torch.float32:
+        placed = device.placed(shape, random=False)
+        if placed is not None:
+            return placed
+    return device.torch.empty(shape, dtype=dtype, device=device.place)
 
 
 def _refresh(sets: Sequence[Tensors], names: Sequence[str], device: Device) -> None:

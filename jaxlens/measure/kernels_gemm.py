@@ -8,6 +8,7 @@ from jaxlens.measure.kernels import (
     ELEMENT_BYTES,
     Kernel,
     Tensors,
+    blank,
     normal,
     torch_dtype,
 )
@@ -28,7 +29,7 @@ def gemm(case: Case, device: Device) -> Kernel:
         return {
             "rows": normal(device, dtype, m, k),
             "weight": normal(device, dtype, n, k),
-            "result": torch.empty((m, n), dtype=dtype, device=device.place),
+            "result": blank(device, dtype, m, n),
         }
 
     def run(t: Tensors) -> Any:

@@ -8,6 +8,7 @@ from jaxlens.measure.kernels import (
     ELEMENT_BYTES,
     Kernel,
     Tensors,
+    blank,
     normal,
     torch_dtype,
 )
@@ -21,7 +22,7 @@ def copy(case: Case, device: Device) -> Kernel:
     def make() -> Tensors:
         return {
             "from": normal(device, torch.float32, elements),
-            "to": torch.empty(elements, dtype=torch.float32, device=device.place),
+            "to": blank(device, torch.float32, elements),
         }
 
     def run(t: Tensors) -> Any:

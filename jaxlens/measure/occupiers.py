@@ -3,6 +3,8 @@
 For drivers without green contexts. Blocks of 1024 threads, two to an SM, leave no room for a
 thread of any other kernel; those that land beyond the wanted SMs end at once. The kernel
 sleeps while it waits, and how many SMs it holds in full is counted, not assumed.
+
+While it runs nothing may wait for the whole device, nor load a kernel for the first time.
 """
 
 import time
@@ -62,7 +64,7 @@ def _compiled(torch: Any) -> Any:
     if compile_kernel is None:
         raise Unavailable(
             "SM shares: expected a torch that compiles CUDA kernels, got "
-            f"{torch.__version__}; use a driver of CUDA 12.4 or later."
+            f"{torch.__version__}; use a driver of CUDA 12.5 or later."
         )
     return compile_kernel(SOURCE, "occupy")
 

@@ -14,6 +14,19 @@ def nothing() -> None:
     """Does nothing: stands in for a launch."""
 
 
+def overhead_columns(found: Columns) -> Columns:
+    """Returns what each row of a run keeps of `overheads`.
+
+    `harness_seconds` is the time of a launch that does nothing, `harness_watts` what the
+    device draws in such windows beyond sleeping ones.
+    """
+    empty, asleep = found["empty_watts"], found["asleep_watts"]
+    return {
+        "harness_seconds": found["seconds_per_empty_launch"],
+        "harness_watts": None if None in (empty, asleep) else empty - asleep,
+    }
+
+
 def overheads(bench: Bench, windows: int = 3) -> Columns:
     """Returns seconds of an empty launch, of a reading, and watts of an empty window.
 

@@ -21,6 +21,8 @@ from jaxlens.measure.kernels import prepare
 from jaxlens.measure.operations import kernel as kernel_of
 from jaxlens.measure.windows import Loop, calls_for, half_width, run_window
 
+SHORTEST_SECONDS = 0.2  # on a processor, where threads take a while to start
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slowdowns:
@@ -61,6 +63,8 @@ def measure_overlap(one: Case, bench: Bench) -> Columns:
         for inner in (product, copied)
     )
     seconds = bench.rules.window_seconds
+    if device.kind == "cpu":
+        seconds = max(seconds, SHORTEST_SECONDS)
     calls = tuple(calls_for(device, loop, seconds) for loop in loops)
     found: list[Slowdowns] = []
     watts: list[float | None] = []

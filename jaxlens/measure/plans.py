@@ -6,6 +6,7 @@ from jaxlens.measure.devices import Device
 from jaxlens.measure.gradients import features
 from jaxlens.measure.provenance import chip_id
 from jaxlens.measure.requests import Request
+from jaxlens.measure.rounds import visit_seconds
 from jaxlens.measure.suites import (
     collectives,
     full,
@@ -16,9 +17,11 @@ from jaxlens.measure.suites import (
 from jaxlens.measure.windows import Rules
 from jaxlens.profiles import known_chips, load_profile
 
-# Allocation, compilation and sizing of windows, beside what the rules ask for.
-PREPARATION_SECONDS = {"cpu": 0.3, "cuda": 0.8}
-REPEAT_SHARE = {"cpu": 1.7, "cuda": 1.3}  # windows over the fewest, mean over cases
+# Of the budget: imports, the draw at rest, the choice of cases, the harness's own cost; and
+# of each case: allocation, compilation and sizing of windows, beside what the rules ask for.
+SETUP_SECONDS = {"cpu": 10.0, "cuda": 30.0}
+PREPARATION_SECONDS = {"cpu": 0.1, "cuda": 0.8}
+REPEAT_SHARE = {"cpu": 2.0, "cuda": 1.3}  # windows over the fewest, mean over cases
 REFERENCE_CHIP = "h100-sxm"  # whose gradients stand in for devices without a profile
 
 
@@ -44,9 +47,12 @@ def plan(request: Request, device: Device, rules: Rules, ranks: int) -> list[Cas
 def coreset_size(request: Request, device: Device, rules: Rules) -> int:
     """Returns how many cases fit into the budget of `request`, at least one."""
     assert request.seconds is not None
-    per_case = (
-        PREPARATION_SECONDS[device.kind]
-        + 1.25 * rules.warmup_seconds
-        + 1.1 * REPEAT_SHARE[device.kind] * rules.fewest_windows * rules.window_seconds
-    )
-    return max(1, int(request.seconds / (request.runs * per_case)))
+    kind = device.kind
+    if kind == "cpu":
+        visits = REPEAT_SHARE[kind] * rules.fewest_windows
+        measuring = visits * visit_seconds(rules)
+    else:
+        windows = REPEAT_SHARE[kind] * rules.fewest_windows
+        measuring = 1.25 * rules.warmup_seconds + 1.1 * windows * rules.window_seconds
+    left = max(request.seconds - SETUP_SECONDS[kind], 0.5 * request.seconds)
+    return max(1, int(left / (request.runs * (PREPARATION_SECONDS[kind] + measuring))))

@@ -42,8 +42,11 @@ class Records:
         return _identity(row) in self._done
 
     def add(self, row: Row) -> None:
-        """Keeps one row, on disk when this returns."""
+        """Keeps one row, on disk when this returns, in place of one that measured the same."""
         known = {name: value for name, value in row.items() if value is not None}
+        if known["status"] == GOOD and self.has(known):  # has become more exact
+            again = _identity(known)
+            self.rows = [row for row in self.rows if _identity(row) != again]
         self.rows.append(known)
         _write(self.path, self.rows)
         if known["status"] == GOOD:

@@ -19,6 +19,7 @@ class Request:
     budget_seconds: float | None = None  # QUICK_SECONDS for the quick suite, else none
     window_seconds: float | None = None
     runs: int = 1
+    threads: int | None = None  # of a processor; one per physical core by default
     lock_clock_hz: float | None = None
     allow_disturbed: bool = False
 
@@ -51,6 +52,12 @@ def check(request: Request) -> Request:
             raise ValueError(f"{name}: expected more than 0, got {value}.")
     if request.runs < 1:
         raise ValueError(f"--runs: expected 1 or more, got {request.runs}.")
+    if request.threads is not None and request.threads < 1:
+        raise ValueError(f"--threads: expected 1 or more, got {request.threads}.")
+    if request.threads is not None and request.device != "cpu":
+        raise ValueError(
+            f"--threads: expected --device cpu, got --device {request.device}."
+        )
     if request.lock_clock_hz is not None and request.device == "cpu":
         raise ValueError("--lock-clocks: expected a GPU, got --device cpu.")
     return request

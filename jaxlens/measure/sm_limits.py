@@ -62,6 +62,6 @@ def limited(device: Cuda, sms: int) -> Iterator[tuple[int, str]]:
         device.stream = device.torch.cuda.ExternalStream(address, device.place)
         yield granted, "green context"
     finally:
-        device.stream = None
         device.synchronize()
+        device.stream = None
         context.__exit__(None, None, None)

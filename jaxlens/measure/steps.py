@@ -5,25 +5,28 @@ measured step share one description, and each kernel can be timed alone as well.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jaxlens.deployments import Deployment
 from jaxlens.loads import Load, decode_extents, prefill_extents, step_extents
 from jaxlens.measure.benches import Bench, Columns, measurement_columns
 from jaxlens.measure.cases import Case
-from jaxlens.measure.devices import Device, Launch
+from jaxlens.measure.devices import Cpu, Device, Launch
 from jaxlens.measure.kernels import torch_dtype
 from jaxlens.measure.lowerings import Names, Operation, Setting, lowered
+from jaxlens.measure.step_rounds import measure_in_rounds
 from jaxlens.measure.suites import GRIDS
-from jaxlens.measure.windows import Loop, measured
+from jaxlens.measure.windows import Loop, Measurement, measured
 from jaxlens.models import load_shape
 from jaxlens.programs import kernels, program
 from jaxlens.transformers import Block, Model, model
 
 FORMATS = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
-KERNEL_LAYERS = 3  # layers whose copies of a kernel are run in turn
+REPLAYED_LAUNCHES = 100  # of a kernel alone, by one graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,8 @@ def measure_step(case: Case, bench: Bench) -> Columns:
     """Returns time and energy of a step, and of its kernels timed one by one.
 
     `kernels_seconds` adds up kernels that were measured alone; its ratio to `seconds` says
-    how far a step can be predicted from measurements of operations.
+    how far a step can be predicted from measurements of operations. On a processor both are
+    measured in the same rounds.
     """
     device, mode = bench.device, case.text("mode")
     dtype = GRIDS[device.kind].dtypes[0]
@@ -141,15 +145,16 @@ def measure_step(case: Case, bench: Bench) -> Columns:
     )
     with device.torch.inference_mode():
         step = build(description, carried, device, dtype)
-        loop = step_loop(step, device, mode)
-        result = measured(device, bench.gauge, loop, bench.rules, bench.agree)
-        alone: Columns = {}
-        if mode == ("eager" if device.kind == "cpu" else "graphed"):
-            alone = kernels_alone(step, bench)
-            alone["kernels_ratio"] = alone["kernels_seconds"] / result.seconds
+        if isinstance(device, Cpu) and mode == "eager":
+            found = measure_in_rounds(traced(step), launches_alone(step), bench)
+        else:
+            loop = step_loop(step, device, mode)
+            result = measured(device, bench.gauge, loop, bench.rules, bench.agree)
+            found = measurement_columns(result, bench.idle_watts)
+            if mode == "graphed":
+                found |= kernels_alone(step, bench, result)
     return {
-        **measurement_columns(result, bench.idle_watts),
-        **alone,
+        **found,
         "attention": "torch.scaled_dot_product_attention",
         "weight_dtype": FORMATS[dtype],
     }
@@ -169,32 +174,54 @@ def step_loop(step: Step, device: Device, mode: str) -> Loop:
     return Loop(calls=(call,))
 
 
-def kernels_alone(step: Step, bench: Bench) -> Columns:
-    """Returns seconds and joules of all kernels of `step`, each measured alone.
+def traced(step: Step) -> list[tuple[str, Launch]]:
+    """Returns name and launch of each kernel; run in order they are the step."""
+    tensors: Names = {}
 
-    Kernels of the same name in different layers are alike: a few of them are run in turn.
+    def first() -> None:
+        tensors.clear()  # of the step before
+        step.parts[0].run(tensors)
+
+    rest = [(part.name, partial(part.run, tensors)) for part in step.parts[1:]]
+    return [(step.parts[0].name, first), *rest]
+
+
+def launches_alone(step: Step) -> dict[str, list[Launch]]:
+    """Returns the kernels of each name as launches that can run by themselves.
+
+    Kernels of the same name in different layers are alike, but for their weights: all of them
+    run in turn, so that caches hold no more of them than in a step.
     """
-    device = bench.device
     launches: dict[str, list[Launch]] = {}
-    counts: dict[str, int] = {}
     tensors: Names = {}
     for part in step.parts:
-        counts[part.name] = counts.get(part.name, 0) + 1
-        calls = launches.setdefault(part.name, [])
-        if len(calls) < KERNEL_LAYERS:
-            calls.append(_alone(part, dict(tensors)))
+        launches.setdefault(part.name, []).append(_alone(part, dict(tensors)))
         part.run(tensors)
-    seconds, joules = 0.0, 0.0
-    for name, calls in launches.items():
-        replays, per_call = device.replayable(calls, 100)
+    return launches
+
+
+def kernels_alone(step: Step, bench: Bench, whole: Measurement) -> Columns:
+    """Returns seconds and joules of all kernels of `step`, each measured at a stretch.
+
+    The ratio to the step `whole` says how far it can be predicted from its operations.
+    """
+    device = bench.device
+    seconds, joules, variance = 0.0, 0.0, 0.0
+    for calls in launches_alone(step).values():
+        replays, per_call = device.replayable(calls, REPLAYED_LAUNCHES)
         loop = Loop(calls=replays, launches_per_call=per_call)
         result = measured(device, bench.gauge, loop, bench.rules, bench.agree)
-        seconds += counts[name] * result.seconds
-        joules += counts[name] * (result.joules or 0.0)
+        seconds += len(calls) * result.seconds
+        joules += len(calls) * (result.joules or 0.0)
+        variance += (len(calls) * result.seconds * result.seconds_spread) ** 2
+    spread = math.hypot(math.sqrt(variance) / seconds, whole.seconds_spread)
+    ratio = seconds / whole.seconds
     return {
         "kernels_seconds": seconds,
         "kernels_joules": joules or None,
         "kernels_count": len(step.parts),
+        "kernels_ratio": ratio,
+        "kernels_ratio_spread": spread,
     }
 
 

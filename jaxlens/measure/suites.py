@@ -219,7 +219,8 @@ def sm_shares(device: Device) -> list[Case]:
     """Returns a compute-bound and a memory-bound kernel on parts of the SMs."""
     if device.kind == "cpu":
         return []
-    counts = sorted({max(8, round(device.sms * i / 8 / 8) * 8) for i in range(1, 9)})
+    parts = {max(8, round(device.sms * i / 8 / 8) * 8) for i in range(1, 8)}
+    counts = sorted({*parts, device.sms})
     inner = (
         case("gemm", {"m": 4096, "n": 4096, "k": 4096, "dtype": "bfloat16"}),
         case("copy", {"bytes": 2**31}),
@@ -271,9 +272,16 @@ def collectives(ranks: int, device: Device) -> list[Case]:
 def serving(device: Device) -> list[Case]:
     """Returns steps of a small model: prefill and decode, three ways of running each."""
     model = "Qwen/Qwen3-0.6B"
-    modes = ("eager", "compiled", "graphed") if device.kind == "cuda" else ("eager",)
+    # Graphed first: those are compared with their kernels.
+    modes = ("graphed", "eager", "compiled") if device.kind == "cuda" else ("eager",)
     if device.kind == "cpu":
-        points = (("prefill", 1, 32), ("decode", 1, 128))
+        points = (
+            ("prefill", 1, 32),
+            ("prefill", 2, 64),
+            ("decode", 1, 128),
+            ("decode", 8, 128),
+            ("decode", 4, 512),
+        )
     else:
         points = (
             ("prefill", 1, 512),

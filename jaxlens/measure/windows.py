@@ -15,9 +15,10 @@ https://arxiv.org/abs/2312.02741 (why short windows mislead).
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxlens.measure.devices import Device, Launch
+from jaxlens.measure.disturbances import Disturbance
 from jaxlens.measure.gauges import Gauge, Recorder, mean, steady_watts
 from jaxlens.measure.refusals import Disturbed
 from jaxlens.measure.throttling import foreign
@@ -62,14 +63,15 @@ class Window:
     memory_clock_hz: float | None
     temperature_celsius: float | None
     throttle_reasons: frozenset[str]
+    disturbance: Disturbance = field(default_factory=Disturbance)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Medians over windows with their spreads. Joules include the idle draw."""
+    """What windows say together, with their spreads. Joules include the idle draw."""
 
     seconds: float
-    seconds_spread: float  # half-width of the 95 % interval of the mean, relative
+    seconds_spread: float  # half-width of the 95 % interval, relative
     joules: float | None
     watts: float | None
     watts_spread: float | None
@@ -83,6 +85,10 @@ class Measurement:
     memory_clock_hz: float | None
     temperature_celsius: float | None
     throttle_reasons: tuple[str, ...]
+    estimator: str = "median of windows"
+    disturbed_windows: int | None = None  # beside which something else ran
+    discarded_windows: int | None = None  # of those, left out
+    stolen_seconds: float | None = None  # by the hypervisor, during windows
 
 
 def run_window(
@@ -131,9 +137,8 @@ def measured(
     Raises:
         Disturbed: something else than the kernel slowed the device down.
     """
-    for call in loop.calls:
-        call()  # compiles, allocates and fills caches of plans
-    device.synchronize()
+    # Compiles, allocates and fills caches of plans.
+    device.seconds(loop.calls, len(loop.calls))
     calls_for(device, loop, 0.02, agree)
     warm_seconds, steady = _warm_up(device, gauge, loop, rules, agree)
     calls = calls_for(device, loop, rules.window_seconds, agree)

@@ -1,18 +1,22 @@
 """A whole session against NVML's C interface and a stand-in for CUDA: no number is a GPU's."""
 
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from jaxlens.calibration.tables import read_table
-from jaxlens.measure import idle, runs, sessions
+from jaxlens.measure import device_facts, idle, runs, sessions
 from jaxlens.measure.cases import case
 from jaxlens.measure.devices import Cpu, Cuda
+from jaxlens.measure.overheads import overheads
 from jaxlens.measure.records import Records
 from jaxlens.measure.refusals import Unavailable
 from jaxlens.measure.requests import Request
 from jaxlens.measure.windows import Rules
+from jaxlens.profiles import load_chip
 from tests.fake_nvml import NO_PERMISSION, FakeNvml
 
 pynvml = pytest.importorskip("pynvml", reason="the extra `measure` is not installed")
@@ -22,6 +26,8 @@ CASES = [
     case("gemm", {"m": 8, "n": 32, "k": 16, "dtype": "float32"}),
     case("gemm", {"m": 16, "n": 32, "k": 16, "dtype": "float32"}),
 ]
+
+COST = {"seconds_per_empty_launch": 1e-8, "empty_watts": 301.0, "asleep_watts": 300.0}
 
 
 class StandIn(Cuda):
@@ -61,6 +67,7 @@ def install(monkeypatch):
     monkeypatch.setattr(sessions, "plan", lambda *_: CASES)
     monkeypatch.setattr(sessions, "keep_jax_off_the_gpu", lambda: None)
     monkeypatch.setattr(sessions, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(sessions, "overheads", lambda *_, **__: COST)
     monkeypatch.setattr(idle, "LOADED_BYTES", 4096)
     monkeypatch.setattr(runs, "PAUSE_SECONDS", 0.0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -115,8 +122,44 @@ def test_tables_with_energy_are_what_calibration_reads(install, tmp_path):
     assert table.has("watts") and table.has("power_cap_watts")
     resting = read_table(tmp_path / "run.clocks_idle.parquet")
     assert resting.kind == "clocks_idle"
-    with pytest.raises(ValueError, match="expected the columns"):
-        read_table(tmp_path / "run.loaded_idle.parquet")
+    held = read_table(tmp_path / "run.loaded_idle.parquet")
+    assert held.kind == "loaded_idle" and held.has("loaded_idle_watts")
+    assert not (tmp_path / "run.chip.toml").exists()  # the catalogue knows it
+
+
+def test_a_gpu_that_the_catalogue_lacks_is_described_beside_its_rows(
+    install, tmp_path, monkeypatch
+):
+    install(nvmlDeviceGetName=(b"NVIDIA H700",))
+    device = StandIn()
+    device.name = "NVIDIA H700"
+    monkeypatch.setattr(sessions, "open_device", lambda name: device)
+    told = SimpleNamespace(clock_rate=1_980_000)
+    monkeypatch.setattr(device_facts, "properties", lambda device: told)
+    outcome = sessions.measure(asked(tmp_path), report=quiet)
+    assert outcome.chip == str(tmp_path / "run.chip.toml")
+    chip = load_chip(Path(outcome.chip))
+    assert (chip.sms, chip.tdp_watts) == (132.0, 700.0)
+    table = read_table(tmp_path / "run.gemm.parquet", strict=True)
+    assert set(table["gpu"]) == {"h700"}
+    # What a user corrects in the file stays.
+    text = Path(outcome.chip).read_text()
+    Path(outcome.chip).write_text(text.replace("NVML: default", "a meter, not"))
+    sessions.measure(asked(tmp_path), report=quiet)
+    assert "a meter, not" in Path(outcome.chip).read_text()
+
+
+def test_the_harness_reports_what_it_takes_and_draws_itself(
+    install, tmp_path, monkeypatch
+):
+    install()
+    monkeypatch.setattr(sessions, "overheads", overheads)
+    outcome = sessions.measure(asked(tmp_path), report=quiet)
+    assert outcome.overhead["empty_watts"] == pytest.approx(300.0, rel=0.2)
+    rows = [r for r in Records(tmp_path / "run.parquet").rows if r["kind"] == "gemm"]
+    # The stand-in's counter runs as fast whatever is launched.
+    assert all(abs(row["harness_watts"]) < 60.0 for row in rows)
+    assert all(0.0 < row["harness_seconds"] < 1e-4 for row in rows)
 
 
 def test_throttling_from_outside_is_not_reported_as_a_result(install, tmp_path):
@@ -156,8 +199,7 @@ def test_locked_clocks_are_given_back_and_their_rows_kept_apart(install, tmp_pat
     assert len(library.called("nvmlDeviceSetGpuLockedClocks")) == 1
     assert len(library.called("nvmlDeviceResetGpuLockedClocks")) == 1
     assert not (tmp_path / "run.gemm.parquet").exists()
-    with pytest.raises(ValueError, match="expected the columns"):
-        read_table(tmp_path / "run.clock_gemm.parquet")
+    assert read_table(tmp_path / "run.clock_gemm.parquet").kind == "clock_gemm"
     rows = [r for r in Records(request.out).rows if r["kind"] == "clock_gemm"]
     assert all(row["limited_seconds"] > 0.0 for row in rows)
 

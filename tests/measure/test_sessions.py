@@ -11,17 +11,18 @@ import torch
 from jaxlens.calibration.tables import read_table
 from jaxlens.cli.measure import INTERRUPTED
 from jaxlens.cli.measure import measure as command
-from jaxlens.measure import plans, runs, sessions
+from jaxlens.measure import overlap_pairs, plans, rounds, runs, sessions
 from jaxlens.measure.benches import Bench
 from jaxlens.measure.cases import case
 from jaxlens.measure.devices import Cpu, processor_name
 from jaxlens.measure.gauges import CpuGauge
+from jaxlens.measure.operations import kernel
 from jaxlens.measure.records import Records
 from jaxlens.measure.refusals import Disturbed, Unavailable
 from jaxlens.measure.requests import Request
 from jaxlens.measure.suites import OPERATIONS, full
 from jaxlens.measure.windows import Rules
-from jaxlens.profiles import known_chips
+from jaxlens.profiles import known_chips, load_chip, load_profile_card
 
 SHORT = Rules(
     window_seconds=0.02,
@@ -72,12 +73,14 @@ def test_a_run_on_the_processor_measures_every_kind(run):
     assert all(path.exists() for path in (asked.out, *outcome.tables))
     assert outcome.seconds_repeatability is not None
     assert outcome.joules_repeatability is None
+    assert outcome.tally.windows >= 2 * 2 * len(OPERATIONS)
+    assert 0.0 < outcome.overhead["seconds_per_empty_launch"] < 1e-4
 
 
 def test_the_quick_suite_fits_its_budget(bench):
     pytest.importorskip("kmedoids", reason="the extra `calibration` is not installed")
     rules = Rules(window_seconds=0.2, warmup_seconds=0.1)
-    minute, ten = Request(budget_seconds=60.0), Request(budget_seconds=600.0, runs=10)
+    minute, ten = Request(budget_seconds=60.0), Request(budget_seconds=510.0, runs=10)
     size = plans.coreset_size(minute, bench.device, rules)
     assert size == plans.coreset_size(ten, bench.device, rules)
     assert 10 < size < len(full(bench.device))
@@ -100,12 +103,27 @@ def test_tables_are_what_calibration_reads(run, kind):
 
 
 def test_a_processor_is_never_taken_for_a_gpu(run):
-    asked, _ = run
-    with pytest.raises(ValueError, match="unknown gpu"):
-        read_table(asked.out.with_name("run.gemm.parquet"))
+    asked, outcome = run
     gpus = {row["gpu"] for row in Records(asked.out).rows}
-    assert all(name.startswith(f"cpu: {processor_name()}") for name in gpus)
+    assert all(name.startswith("cpu-") for name in gpus)
     assert not gpus & set(known_chips())
+    card = load_profile_card(Path(outcome.chip), "torch")
+    assert (card.vendor, card.chip_name) == ("processor", processor_name())
+    assert {card.chip} == gpus
+
+
+def test_the_chip_file_holds_the_highest_rate_of_the_run(run):
+    asked, outcome = run
+    rows = [r for r in Records(asked.out).rows if r["kind"] in ("gemm", "moe")]
+    reached = max(row["flop"] / row["seconds"] for row in rows)
+    assert load_chip(Path(outcome.chip)).peak_fp32_flop_per_s >= reached
+
+
+def test_another_processor_needs_another_file(run, monkeypatch):
+    asked, _ = run
+    monkeypatch.setattr(sessions, "chip_id", lambda name: "cpu-of-another")
+    with pytest.raises(ValueError, match="choose another --out"):
+        sessions.measure(asked, report=lambda text: None)
 
 
 def test_every_row_carries_its_spread_and_provenance(run):
@@ -117,6 +135,11 @@ def test_every_row_carries_its_spread_and_provenance(run):
             "windows",
             "tight",
             "steady",
+            "threads",
+            "estimator",
+            "disturbed_windows",
+            "discarded_windows",
+            "harness_seconds",
             "version",
             "measured_at",
             "input_sets",
@@ -154,13 +177,12 @@ def test_what_is_left_when_the_time_is_over_is_counted(bench, tmp_path):
 def test_a_case_that_fails_is_kept_with_its_reason(
     bench, tmp_path, monkeypatch, error, status
 ):
-    def fail(one, bench):
+    def fail(one, device):
         if one.kind == "gemm":
             raise error
-        return {"seconds": 1.0, "seconds_spread": 0.0, "tight": True}
+        return kernel(one, device)
 
-    monkeypatch.setattr(runs, "measure_kernel", fail)
-    monkeypatch.setattr(runs, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "kernel_of", fail)
     records = Records(tmp_path / "run.parquet")
     tally = runs.run_cases(
         SMALL, bench, records, {"gpu": "x"}, report=lambda text: None
@@ -180,21 +202,36 @@ def test_a_process_that_comes_to_the_gpu_spoils_a_case(bench, monkeypatch):
     assert runs.attempted(SMALL[0], shared)["status"] == "ok"
 
 
-def test_an_interrupt_keeps_what_was_measured(bench, tmp_path, monkeypatch, capsys):
-    seen = []
+@pytest.mark.parametrize(("visits", "rows"), [(3, 0), (4, 1), (5, 2), (7, 2)])
+def test_an_interrupt_keeps_what_was_measured(
+    tmp_path, monkeypatch, capsys, visits, rows
+):
+    """Two cases in turn, each worth a row after two visits."""
+    real, seen = rounds.visit, []
 
-    def stop(one, bench):
-        if seen:
+    def stop(*arguments):
+        seen.append(arguments)
+        if len(seen) == visits:
             raise KeyboardInterrupt
-        seen.append(one)
-        return {"seconds": 1.0, "seconds_spread": 0.0, "tight": True}
+        return real(*arguments)
 
-    monkeypatch.setattr(runs, "measure_kernel", stop)
+    never = dataclasses.replace(SHORT, most_windows=9, seconds_tolerance=0.0)
+    cost = {"seconds_per_empty_launch": 1e-8, "empty_watts": None, "asleep_watts": None}
+    monkeypatch.setattr(sessions, "overheads", lambda *_, **__: cost)
+    monkeypatch.setattr(rounds, "visit", stop)
+    monkeypatch.setattr(sessions, "rules", lambda *_: never)
     monkeypatch.setattr(sessions, "plan", lambda *_: SMALL)
     out = tmp_path / "run.parquet"
     assert command(device="cpu", out=out, json=True) == INTERRUPTED
     assert "goes on from there" in capsys.readouterr().err
-    assert len(Records(out).rows) == 1
+    kept = Records(out).rows
+    assert len(kept) == rows
+    # Visits after the fewest count too: 6 before the last interrupt, 3 of each case.
+    assert all(row["windows"] == (3 if visits == 7 else 2) for row in kept)
+    monkeypatch.setattr(rounds, "visit", real)
+    monkeypatch.setattr(sessions, "rules", lambda *_: SHORT)
+    again = sessions.measure(request(tmp_path), report=lambda text: None)
+    assert (again.tally.kept, again.tally.measured) == (rows, 2 - rows)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +242,8 @@ def test_an_interrupt_keeps_what_was_measured(bench, tmp_path, monkeypatch, caps
         ({"budget_seconds": 0.0}, "--budget: expected more than 0"),
         ({"runs": 0}, "--runs: expected 1 or more"),
         ({"device": "tpu"}, "--device: expected cpu, cuda or cuda:N"),
+        ({"threads": 0}, "--threads: expected 1 or more"),
+        ({"threads": 2, "device": "cuda"}, "--threads: expected --device cpu"),
         ({"lock_clock_hz": 1e9}, "--lock-clocks: expected a GPU"),
         ({"out": Path("run.csv")}, "--out: expected a name ending in .parquet"),
     ],
@@ -236,7 +275,8 @@ def test_the_overhead_of_the_harness_is_reported():
     assert found["seconds_per_tiny_launch"] > found["seconds_per_empty_launch"]
 
 
-def test_a_product_and_a_copy_run_beside_each_other(bench):
+def test_a_product_and_a_copy_run_beside_each_other(bench, monkeypatch):
+    monkeypatch.setattr(overlap_pairs, "SHORTEST_SECONDS", 0.02)
     sizes = {"m": 128, "n": 128, "k": 128, "dtype": "float32", "copied_bytes": 2**20}
     found = runs.attempted(case("overlap", sizes), bench)
     assert found["status"] in {

@@ -8,12 +8,15 @@ from jaxlens.measure.benches import Bench
 from jaxlens.measure.devices import Cpu
 from jaxlens.measure.gauges import CpuGauge
 from jaxlens.measure.refusals import Unavailable
+from jaxlens.measure.step_rounds import measure_in_rounds
 from jaxlens.measure.steps import (
     build,
     kernels_alone,
+    launches_alone,
     load,
     ordered,
     step_loop,
+    traced,
     with_layers,
 )
 from jaxlens.measure.windows import Rules, measured
@@ -98,11 +101,38 @@ def test_kernels_alone_add_up_to_about_the_step(device):
     with torch.inference_mode():
         step = build(small(DENSE), load("decode", 4, 64), device, "float32")
         whole = measured(device, bench.gauge, step_loop(step, device, "eager"), rules)
-        alone = kernels_alone(step, bench)
+        alone = kernels_alone(step, bench, whole)
     assert alone["kernels_count"] == len(step.parts)
     assert alone["kernels_joules"] is None
     # Loose: other work on the machine disturbs one more than the other.
-    assert 0.2 < alone["kernels_seconds"] / whole.seconds < 5.0
+    assert 0.2 < alone["kernels_ratio"] < 5.0
+    assert alone["kernels_ratio_spread"] > 0.0
+
+
+def test_a_step_and_its_kernels_are_measured_in_the_same_rounds(device):
+    rules = Rules(
+        window_seconds=0.002, warmup_seconds=0.001, fewest_windows=3, most_windows=3
+    )
+    bench = Bench(device=device, gauge=CpuGauge(), rules=rules)
+    with torch.inference_mode():
+        step = build(small(DENSE), load("decode", 4, 64), device, "float32")
+        expected, parts = step(), traced(step)
+        for _ in range(2):  # the second starts from nothing again
+            for _, launch in parts:
+                launch()
+        alone = launches_alone(step)
+        found = measure_in_rounds(parts, alone, bench)
+    tensors = parts[-1][1].args[0]
+    assert torch.equal(tensors[frozenset({"o"})], expected)
+    assert found["windows"] == 3
+    assert found["kernels_count"] == len(step.parts) == len(parts)
+    assert sum(map(len, alone.values())) == len(parts)
+    assert 0.0 < found["seconds"] <= found["whole_seconds"] * 1.05
+    assert 0.2 < found["kernels_ratio"] < 5.0
+    assert found["kernels_seconds"] == pytest.approx(
+        found["kernels_ratio"] * found["seconds"]
+    )
+    assert found["joules"] is None and found["kernels_joules"] is None
 
 
 @pytest.mark.parametrize(
