@@ -1,8 +1,9 @@
-"""Fits of tables that are no serving runs: kernels and collectives, and forward passes.
+"""Fits of tables that are no serving runs: a machine, kernels and collectives, forward passes.
 
-Kernels get formulas of their own (one file for each chip, and one of pools); forward passes
-give profiles of chips under the eager stack. Both are written to a folder that
-`jaxlens validate --profile` accepts.
+What `jaxlens measure` wrote of one machine becomes a chip and a profile of it. Kernels get
+formulas of their own (one file for each chip, and one of pools); forward passes give profiles
+of chips under the eager stack. Both are written to a folder that `jaxlens validate --profile`
+accepts.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +39,24 @@ def kind_of(tables: Sequence[Table]) -> str:
             f"`jaxlens validate` reads such a table."
         )
     return kind
+
+
+def are_runs(paths: Sequence[Path]) -> bool:
+    """Returns whether `paths` are runs of `jaxlens measure`, all of their kinds in one.
+
+    Raises:
+        ValueError: for runs together with tables of another kind.
+    """
+    from jaxlens.calibration.machines.runs import is_run
+
+    found = [is_run(path) for path in paths]
+    if any(found) and not all(found):
+        other = paths[found.index(False)]
+        raise ValueError(
+            f"calibrate: expected runs of `jaxlens measure` alone, got {other} as well; "
+            "fit tables of another kind in a command of its own."
+        )
+    return all(found)
 
 
 def fit_kernel_tables(

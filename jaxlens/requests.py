@@ -24,6 +24,7 @@ from jaxlens.quantizations import recast
 from jaxlens.shapes import ModelShape
 from jaxlens.transformers import Model, model
 
+PROCESSOR = "processor"  # vendor of what `jaxlens measure --device cpu` describes
 # Plausible values: beyond them a number is a slip or in another unit.
 MOST_GPUS = 4096  # in one direction of a layout
 COUNTS = {
@@ -100,6 +101,7 @@ def prepare(
     gpu, stack = _pair(gpu, stack, profile)
     loaded = load_profile(gpu, stack, profile=profile)
     card = load_profile_card(gpu, stack, profile)
+    _check_power_is_known(card)
     deployment = check_deployment(loaded.chip, deployment or Deployment())
     if card.fusion == "eager":
         deployment = replace(deployment, fused=False)
@@ -133,6 +135,18 @@ def _pair(
             "`jaxlens gpus` lists what there is."
         )
     return gpu, stack or DEFAULT_STACK
+
+
+def _check_power_is_known(card: ProfileCard) -> None:
+    """Refuses a processor whose energy nobody has measured: its watts are placeholders."""
+    known = card.coefficients["chip.hbm_j_per_byte"]
+    measured = known.origin == "fitted" or known.source.startswith("measured")
+    if card.vendor == PROCESSOR and not measured:
+        raise ValueError(
+            f"gpu: expected a chip whose power is known, got the processor {card.chip}, "
+            "of which only times were measured; see the report of `jaxlens calibrate` "
+            "for those."
+        )
 
 
 def has_network(card: ProfileCard) -> bool:

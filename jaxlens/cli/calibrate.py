@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxlens.cli.calibrate_machine import calibrate_run
 from jaxlens.cli.options import Json
 from jaxlens.cli.tables import print_json, print_line, print_table
 
@@ -25,13 +26,20 @@ jaxlens calibrate a.csv b.csv --out profiles/    one file for each chip and stac
 
 jaxlens predict MODEL --gpu h100-sxm --profile profile.toml
 
+jaxlens calibrate run.parquet --out mine/    the machine that `jaxlens measure` measured
+
+jaxlens predict MODEL --gpu mine/h200-sxm.toml
+
+jaxlens calibrate quick.parquet --held-out full.parquet --out mine/
+
 jaxlens calibrate gemm.parquet moe.parquet --out kernels/    formulas of kernels
 
 jaxlens calibrate bench.json --power nvidia-smi.csv --gpu h100-sxm --stack vllm --tp 2
 
 Rows are steady-state serving runs, forward passes or kernels, as `jaxlens validate` reads
-them. Coefficients that the runs cannot tell apart keep their priors. Errors of serving
-runs are reported on architectures that were left out of the fit.
+them, or all that `jaxlens measure` wrote of one machine. Coefficients that the runs cannot
+tell apart keep their priors. Errors of serving runs are reported on architectures that were
+left out of the fit.
 """
 
 
@@ -49,7 +57,10 @@ def command(
         typer.Option(help="Profile to write, or a folder for several pairs."),
     ] = Path("profile.toml"),
     gpu: Annotated[
-        str | None, typer.Option(help="Chip of tables without that column.")
+        str | None,
+        typer.Option(
+            help="Chip of tables without that column; of a measured machine, id or file."
+        ),
     ] = None,
     stack: Annotated[
         str | None, typer.Option(help="Stack of tables without that column.")
@@ -81,9 +92,31 @@ def command(
             metavar="CHIPS",
         ),
     ] = "",
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--held-out",
+            help="Another run on a measured machine: errors on its cases that the fit "
+            "did not see.",
+            metavar="RUN",
+        ),
+    ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            help="Also fit formulas of single kernels to a measured machine (slower)."
+        ),
+    ] = True,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of a measured machine: predicted against measured.",
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
-    """Fit chip and stack coefficients to measured serving runs.
+    """Fit chip and stack coefficients to measured serving runs, or to a measured machine.
 
     A profile is replaced only by a fit that has converged. A fit that is interrupted goes
     on where it was when the same command is given again.
@@ -91,9 +124,18 @@ def command(
     from jaxlens.calibration.calibrate import calibrate
     from jaxlens.calibration.checkpoints import beside
     from jaxlens.calibration.fits import Options
-    from jaxlens.calibration.table_fits import kind_of
+    from jaxlens.calibration.table_fits import are_runs, kind_of
     from jaxlens.calibration.tables import read_table
 
+    if are_runs(tables):
+        return calibrate_run(
+            tables, out, gpu, held_out or (), plot, kernels=kernels, as_json=as_json
+        )
+    if held_out or plot:
+        raise ValueError(
+            "calibrate: expected --held-out and --plot with a run of `jaxlens measure`, "
+            "got other tables; `jaxlens validate` judges those."
+        )
     given: Any = {
         "gpu": gpu,
         "stack": stack,

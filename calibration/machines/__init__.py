@@ -1,0 +1,1 @@
+"""Fits a chip and torch's kernels to one run of `jaxlens measure`."""
