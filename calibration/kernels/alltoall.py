@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.calibration.kernels.chip_facts import fact
+from jaxlens.calibration.kernels.chip_facts import CATALOGUE, Chips, fact
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -94,13 +94,13 @@ def by_phase(columns: Columns) -> dict[str, np.ndarray]:
     return stacked
 
 
-def features(columns: Columns) -> dict[str, np.ndarray]:
+def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
     """Returns the inputs of `log_seconds` for every row of `by_phase`."""
     sizes = ("tokens", "top_k", "width", "experts", "nodes", "comm_sms")
     return {
         **{name: columns[name].astype(float) for name in sizes},
-        "link_bytes_per_s": fact(columns["gpu"], "link_bytes_per_s"),
-        "network_bytes_per_s": fact(columns["gpu"], "network_bytes_per_s"),
+        "link_bytes_per_s": fact(columns["gpu"], "link_bytes_per_s", chips),
+        "network_bytes_per_s": fact(columns["gpu"], "network_bytes_per_s", chips),
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens.calibration.kernels.attention_prefill import attention_features
+from jaxlens.calibration.kernels.chip_facts import CATALOGUE, Chips
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -148,11 +149,11 @@ def _terms(f: Features) -> dict[str, Array]:
 SIZES = ("batch", "context_tokens", "heads", "kv_heads", "head_dim")
 
 
-def features(columns: Columns) -> dict[str, np.ndarray]:
+def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
     """Returns the inputs of `log_seconds` for every row."""
     return {
         **{name: columns[name].astype(float) for name in SIZES},
-        **attention_features(columns),
+        **attention_features(columns, chips),
     }
 
 

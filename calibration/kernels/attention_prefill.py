@@ -3,8 +3,9 @@
     t = max_w(min_tiles(max(rounds depth, longest) tile), B / bandwidth) heat
         + t_launch + batch t_sequence
 
-A block of query rows walks over half the context on average (causal), the last one over all
-of it. Heads that share a KV head may be packed into the rows of a block.
+A block of query rows walks over half the prompt on average (causal), the last one over all
+of it, and over all that is cached before the prompt. Heads that share a KV head may be packed
+into the rows of a block.
 
 Source: T. Dao, "FlashAttention-2", 2023, https://arxiv.org/abs/2307.08691 (work split).
 """
@@ -13,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.calibration.kernels.chip_facts import fact, memory_features
+from jaxlens.calibration.kernels.chip_facts import (
+    CATALOGUE,
+    Chips,
+    fact,
+    memory_features,
+)
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -78,7 +84,8 @@ def log_seconds(values: Values, features: Features, count=exact_count) -> Array:
     b, s, h = f["batch"], f["prompt_tokens"], f["heads"]
     compute = _compute_seconds(v, f, count)
     # Queries and outputs of every head, keys and values of every KV head, in bf16.
-    moved = b * s * f["head_dim"] * 4.0 * (h + f["kv_heads"])
+    cached = f["cached_tokens"]
+    moved = b * f["head_dim"] * 4.0 * (s * h + (s + cached) * f["kv_heads"])
     moved = moved + f["fp8_kv"] * v["fp8_bytes"] * b * s * f["head_dim"] * h
     room = v["cache_share"] * f["l2_bytes"]
     slow = uncached_bytes(moved, moved, room, v["cache_speedup"])
@@ -102,8 +109,9 @@ def _compute_seconds(v: Values, f: Features, count) -> Array:
         by_group = jnp.log(f["kv_heads"] * count(s * group, tile))
         units = b * jnp.exp((1.0 - packed) * by_head + packed * by_group)
         # A kink in a size, not between model terms: one block walks over its own rows.
-        depth = 0.5 * (s + jnp.minimum(s, tile)) + v["unit_tokens"]
-        longest = s + v["unit_tokens"]
+        ends = f["cached_tokens"] + v["unit_tokens"]
+        depth = 0.5 * (s + jnp.minimum(s, tile)) + ends
+        longest = s + ends
         rounds = waves(units, sms, v["whole_waves"], count) * depth
         cost = 1.0 + v["tile_cost"] * 128.0 / tile
         one = 4.0 * tile * f["head_dim"] * cost / rate
@@ -120,23 +128,32 @@ def _terms(f: Features) -> dict[str, Array]:
     return dict(zip(CORRECTIONS, (*plain, fp8 * x, fp8 * y, fp8 * z), strict=True))
 
 
-def features(columns: Columns) -> dict[str, np.ndarray]:
+def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
     """Returns the inputs of `log_seconds` for every row."""
     sizes = ("batch", "prompt_tokens", "heads", "kv_heads", "head_dim")
     return {
         **{name: columns[name].astype(float) for name in sizes},
-        **attention_features(columns),
+        "cached_tokens": cached_tokens(columns),
+        **attention_features(columns, chips),
     }
 
 
-def attention_features(columns: Columns) -> dict[str, np.ndarray]:
+def cached_tokens(columns: Columns) -> np.ndarray:
+    """Returns tokens before the prompt whose keys and values are there; none if unknown."""
+    rows = len(columns["gpu"])
+    return np.nan_to_num(columns.get("cached_tokens", np.zeros(rows)).astype(float))
+
+
+def attention_features(
+    columns: Columns, chips: Chips = CATALOGUE
+) -> dict[str, np.ndarray]:
     """Returns the facts that both phases of attention need."""
     gpus = columns["gpu"]
     formats = columns.get("kv_dtype", np.full(len(gpus), ""))
     return {
-        "flop_per_s": fact(gpus, "peak_bf16_flop_per_s"),
+        "flop_per_s": fact(gpus, "peak_bf16_flop_per_s", chips),
         "fp8_kv": np.char.startswith(formats, "fp8").astype(float),
-        **memory_features(gpus),
+        **memory_features(gpus, chips),
     }
 
 

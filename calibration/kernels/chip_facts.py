@@ -1,8 +1,34 @@
-"""Datasheet facts of the chip and the number format of every row of a table."""
+"""Datasheet facts of the chip and the number format of every row of a table.
+
+Chips are those of the catalogue, unless a table brings the facts of its own.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from jaxlens.hardware import Chip
 from jaxlens.profiles import load_chip
+
+Facts = Mapping[str, float]
+Chips = Mapping[str, Facts]  # by the id that tables use
+CATALOGUE: Chips = MappingProxyType({})  # no facts of its own: all from the catalogue
+FACTS = (
+    "sms",
+    "peak_fp32_flop_per_s",
+    "peak_tf32_flop_per_s",
+    "peak_bf16_flop_per_s",
+    "peak_fp8_flop_per_s",
+    "peak_fp4_flop_per_s",
+    "hbm_bytes_per_s",
+    "l2_bytes",
+    "link_bytes_per_s",
+    "network_bytes_per_s",
+    "tdp_watts",
+)
 
 # Matrix unit, bytes of a weight, bytes of an activation. FP4 formats carry a scale per
 # 16 (NVFP4) or 32 (MXFP4) elements, INT4 one of 16 bits per 128.
@@ -34,10 +60,28 @@ SPELLINGS = {
 }
 
 
-def fact(gpus: np.ndarray, name: str) -> np.ndarray:
+def facts_of(
+    chips: Mapping[str, Chip | str | Path | Mapping[str, Any]] | None,
+) -> dict[str, Facts]:
+    """Returns the facts that formulas need, of chips given as such or as chip files."""
+    return {
+        name: {
+            fact: float(
+                getattr(chip if isinstance(chip, Chip) else load_chip(chip), fact)
+            )
+            for fact in FACTS
+        }
+        for name, chip in (chips or {}).items()
+    }
+
+
+def fact(gpus: np.ndarray, name: str, chips: Chips = CATALOGUE) -> np.ndarray:
     """Returns a datasheet fact, such as `sms`, for every row."""
-    chips, position = np.unique(gpus, return_inverse=True)
-    values = [float(getattr(load_chip(str(chip)), name)) for chip in chips]
+    names, position = np.unique(gpus, return_inverse=True)
+    values = [
+        chips[gpu][name] if gpu in chips else float(getattr(load_chip(gpu), name))
+        for gpu in map(str, names)
+    ]
     return np.array(values)[position]
 
 
@@ -49,13 +93,15 @@ def formats(dtypes: np.ndarray) -> np.ndarray:
     return np.array(known, np.str_)[position]
 
 
-def precision_features(gpus: np.ndarray, dtypes: np.ndarray) -> dict[str, np.ndarray]:
+def precision_features(
+    gpus: np.ndarray, dtypes: np.ndarray, chips: Chips = CATALOGUE
+) -> dict[str, np.ndarray]:
     """Returns peak, weight bytes and activation bytes for every row."""
     names = formats(dtypes)
     peaks = np.zeros(len(names))
     for unit in {FORMATS[name][0] for name in set(names.tolist())}:
         of_unit = np.array([FORMATS[name][0] == unit for name in names.tolist()])
-        peaks = np.where(of_unit, fact(gpus, f"peak_{unit}_flop_per_s"), peaks)
+        peaks = np.where(of_unit, fact(gpus, f"peak_{unit}_flop_per_s", chips), peaks)
     return {
         "flop_per_s": peaks,
         "weight_bytes": np.array([FORMATS[name][1] for name in names.tolist()]),
@@ -63,6 +109,15 @@ def precision_features(gpus: np.ndarray, dtypes: np.ndarray) -> dict[str, np.nda
     }
 
 
-def memory_features(gpus: np.ndarray) -> dict[str, np.ndarray]:
+def without_matrix_unit(gpus: np.ndarray, chips: Chips = CATALOGUE) -> np.ndarray:
+    """Returns 1 for chips whose matrix products run in vector units, as processors' do."""
+    matrix = fact(gpus, "peak_bf16_flop_per_s", chips)
+    return (matrix <= fact(gpus, "peak_fp32_flop_per_s", chips)).astype(float)
+
+
+def memory_features(
+    gpus: np.ndarray, chips: Chips = CATALOGUE
+) -> dict[str, np.ndarray]:
     """Returns SMs, HBM bandwidth and L2 size for every row."""
-    return {name: fact(gpus, name) for name in ("sms", "hbm_bytes_per_s", "l2_bytes")}
+    names = ("sms", "hbm_bytes_per_s", "l2_bytes")
+    return {name: fact(gpus, name, chips) for name in names}

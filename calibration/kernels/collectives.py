@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.calibration.kernels.chip_facts import fact
+from jaxlens.calibration.kernels.chip_facts import CATALOGUE, Chips, fact
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -61,14 +61,14 @@ def log_seconds(values: Values, features: Features) -> Array:
     return jnp.log(smooth_max(floor, body, v["softness"]) + overflow)
 
 
-def features(columns: Columns) -> dict[str, np.ndarray]:
+def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
     """Returns the inputs of `log_seconds` for every row."""
     ranks = columns["gpus"].astype(float)
     trips = np.where(columns["operation"] == "all_reduce", 2.0, 1.0)
     return {
         "gpus": ranks,
         "wire_bytes": columns["bytes"] * trips * (ranks - 1.0) / ranks,
-        "link_bytes_per_s": fact(columns["gpu"], "link_bytes_per_s"),
+        "link_bytes_per_s": fact(columns["gpu"], "link_bytes_per_s", chips),
     }
 
 

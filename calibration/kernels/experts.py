@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.calibration.kernels.chip_facts import memory_features, precision_features
+from jaxlens.calibration.kernels.chip_facts import (
+    CATALOGUE,
+    Chips,
+    memory_features,
+    precision_features,
+)
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -141,7 +146,7 @@ SIZES = (
 )
 
 
-def features(columns: Columns) -> dict[str, np.ndarray]:
+def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
     """Returns the inputs of `log_seconds` for every row.
 
     A gated layer has three matrices; kernels that say "nongated" have two.
@@ -150,8 +155,8 @@ def features(columns: Columns) -> dict[str, np.ndarray]:
     return {
         **{name: columns[name].astype(float) for name in SIZES},
         "matrices": np.where(np.char.find(kernels, "nongated") >= 0, 2.0, 3.0),
-        **precision_features(columns["gpu"], columns["dtype"]),
-        **memory_features(columns["gpu"]),
+        **precision_features(columns["gpu"], columns["dtype"], chips),
+        **memory_features(columns["gpu"], chips),
     }
 
 

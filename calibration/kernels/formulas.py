@@ -1,12 +1,15 @@
 """What a kernel formula is made of: coefficients with a unit, a prior and its source."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from jaxlens.calibration.kernels.chip_facts import CATALOGUE, Chips
 
 Values = Mapping[str, Array]
 Features = Mapping[str, Array]
@@ -14,6 +17,7 @@ LogTarget = Callable[[Values, Features], Array]
 Columns = Mapping[str, np.ndarray]
 Labels = tuple[str, ...]
 SCORED_SECONDS = 1e-5
+LEAST_SHARE = 1e-6  # files round shares near zero or one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,24 @@ def values_of(
 ) -> dict[str, Array]:
     """Returns the values of all coefficients, by name."""
     return {c.name: value_of(c, scores[..., i]) for i, c in enumerate(coefficients)}
+
+
+def score_of(coefficient: Coefficient, value: float) -> float:
+    """Returns the standard score of a value: the inverse of `value_of`."""
+    if coefficient.scale == "linear":
+        return (value - coefficient.prior) / coefficient.spread
+    if coefficient.scale == "share":
+        inside = min(max(value, LEAST_SHARE), 1.0 - LEAST_SHARE)
+        odds = coefficient.prior / (1.0 - coefficient.prior)
+        return math.log(inside / (1.0 - inside) / odds) / coefficient.spread
+    return math.log(value / coefficient.prior) / coefficient.spread
+
+
+def scores_of(
+    coefficients: Sequence[Coefficient], values: Mapping[str, float]
+) -> np.ndarray:
+    """Returns the standard scores of all coefficients, in order."""
+    return np.array([score_of(c, values[c.name]) for c in coefficients])
 
 
 def scaled(
@@ -94,6 +116,16 @@ def _long_launches(columns: Columns) -> np.ndarray:
     return columns["seconds"] >= SCORED_SECONDS
 
 
+class FeaturesOf(Protocol):
+    """Computes the inputs of a formula from the columns of a table."""
+
+    def __call__(
+        self, columns: Columns, chips: Chips = CATALOGUE
+    ) -> dict[str, np.ndarray]:
+        """Returns the inputs of every row; `chips` holds facts beside the catalogue's."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One kind of measured table, and the formula that explains it.
@@ -113,7 +145,7 @@ class Family:
     kind: str
     coefficients: tuple[Coefficient, ...]
     log_target: LogTarget
-    features: Callable[[Columns], dict[str, np.ndarray]]
+    features: FeaturesOf
     levels: tuple[Labels, ...]
     shape: Labels
     must_match: Labels

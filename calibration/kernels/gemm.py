@@ -8,7 +8,7 @@ operands are fetched more often). Few tiles either run in one round or split k o
 SMs. B moves at HBM speed, or faster where it fits the L2 cache, which repeated launches find
 warm. `prepare` are passes of their own over inputs and outputs (quantisation, copies), t_row
 is what they take at least for each row. A step along k takes at least t_step, and a single row
-goes through a kernel of its own.
+goes through a kernel of its own. Vector units take smaller tiles than matrix units.
 
 Source: NVIDIA, "Matrix Multiplication Background User's Guide", 2023 (tile and wave
 quantisation).
@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.calibration.kernels.chip_facts import memory_features, precision_features
+from jaxlens.calibration.kernels.chip_facts import (
+    CATALOGUE,
+    Chips,
+    memory_features,
+    precision_features,
+    without_matrix_unit,
+)
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -46,6 +52,8 @@ TILES = (
     (64.0, 32.0),
     (16.0, 64.0),
 )
+VECTOR_TILES = ((4.0, 16.0), (1.0, 16.0))  # of chips without a matrix unit
+NEVER = 1e9  # times as slow
 COEFFICIENTS = (
     scaled("launch_seconds", "s", 4e-6, 0.7, "an empty kernel takes 2-5 us"),
     scaled("flop_efficiency", "1", 0.8, 0.5, "of the datasheet peak"),
@@ -92,7 +100,10 @@ def _compute_seconds(v: Values, f: Features, count) -> Array:
     m, n, k, sms = f["m"], f["n"], f["k"], f["sms"]
     rate = f["flop_per_s"] * v["flop_efficiency"] / sms
     ways = []
-    for rows, columns in TILES:
+    for rows, columns in (*TILES, *VECTOR_TILES):
+        # Away from the others by a factor: nothing of it is left in their minimum.
+        barred = (rows, columns) in VECTOR_TILES
+        slower = 1.0 + barred * NEVER * (1.0 - f["vector"])
         tiles = count(m, rows) * count(n, columns)
         rounds = waves(tiles, sms, v["whole_waves"], count)
         again = 1.0 + v["tile_traffic"] * 64.0 * (1.0 / rows + 1.0 / columns)
@@ -100,7 +111,8 @@ def _compute_seconds(v: Values, f: Features, count) -> Array:
         tile = smooth_max(tile, v["step_seconds"], 0.02)
         filled = count(tiles / sms, 1.0) * v["fill_depth"]
         split = tiles / sms * (1.0 + v["split_overhead"]) * k + 2.0 * v["fill_depth"]
-        ways += [tile * (smooth_max(rounds, 1.0, 0.0) * k + filled), tile * split]
+        waved = smooth_max(rounds, 1.0, 0.0) * k + filled
+        ways += [tile * waved * slower, tile * split * slower]
     return soft_minimum(ways)
 
 
@@ -113,12 +125,13 @@ def _terms(f: Features) -> dict[str, Array]:
     return {**first, **second, "mn": m * n, "mk": m * k, "nk": n * k}
 
 
-def features(columns: Columns) -> dict[str, np.ndarray]:
+def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
     """Returns the inputs of `log_seconds` for every row."""
     return {
         **{name: columns[name].astype(float) for name in ("m", "n", "k")},
-        **precision_features(columns["gpu"], columns["dtype"]),
-        **memory_features(columns["gpu"]),
+        "vector": without_matrix_unit(columns["gpu"], chips),
+        **precision_features(columns["gpu"], columns["dtype"], chips),
+        **memory_features(columns["gpu"], chips),
     }
 
 

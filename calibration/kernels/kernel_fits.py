@@ -7,6 +7,7 @@ stand once per family.
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import jaxlens
+from jaxlens.calibration.kernels.chip_facts import Facts
 from jaxlens.calibration.kernels.families import FAMILIES, POWER_FAMILIES
 from jaxlens.calibration.kernels.formulas import Family, Labels
 from jaxlens.calibration.kernels.groups import SEPARATOR
@@ -24,6 +26,7 @@ from jaxlens.calibration.kernels.groups import SEPARATOR
 SHIPPED = Path(jaxlens.__file__).parent / "data" / "kernels"
 POOLED = "pooled"
 DIGITS = 6
+EXTRAS = ("held_out_mape", "measured_spread", "nearest")  # of groups with priors
 TARGETS: Mapping[str, Mapping[str, Family]] = {
     "seconds": FAMILIES,
     "watts": POWER_FAMILIES,
@@ -38,6 +41,9 @@ class Group:
     values: Mapping[str, float]
     rows: int  # scored ones, fitted and kept back
     held_out_median_ape: float | None  # on shapes kept back; none for too few
+    held_out_mape: float | None = None
+    measured_spread: float | None = None  # of its rows, relative, where they state one
+    nearest: str | None = None  # fitted group or pool that was the prior
 
     @property
     def name(self) -> str:
@@ -55,12 +61,18 @@ class KernelFits:
 
     levels: Mapping[str, Mapping[str, Levels]]
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    facts: Mapping[str, Facts] = field(default_factory=dict)  # of chips of their own
+    pooled_from: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def report(self) -> dict[str, Any]:
-        """Held-out median errors of every family and group, for JSON."""
+        """Held-out errors of every family with groups, and of every group, for JSON."""
         return {
-            target: {kind: _scores(TARGETS[target][kind], of[kind]) for kind in of}
+            target: {
+                kind: _scores(family, of[kind])
+                for kind, family in TARGETS[target].items()
+                if family.levels[-1] in of.get(kind, {})
+            }
             for target, of in self.levels.items()
         }
 
@@ -70,7 +82,7 @@ class KernelFits:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for chip in [*self.chips, POOLED]:
-            path = folder / f"{chip}.toml"
+            path = folder / f"{file_stem(chip)}.toml"
             _replace(path, "\n".join(_lines(self, chip)) + "\n")
             written.append(path)
         return written
@@ -89,6 +101,15 @@ class KernelFits:
         return sorted(found)
 
 
+def file_stem(chip: str) -> str:
+    """Returns the name of the file of a chip: its id, without what paths do not take.
+
+    >>> file_stem("h100-sxm"), file_stem("cpu: AMD EPYC, 1 threads")
+    ('h100-sxm', 'cpu-AMD-EPYC-1-threads')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", chip).strip("-")
+
+
 def _scores(family: Family, levels: Levels) -> dict[str, Any]:
     groups = levels.get(family.levels[-1], {})
     known = {
@@ -103,7 +124,15 @@ def _scores(family: Family, levels: Levels) -> dict[str, Any]:
         "worst_group": ranked[0] if ranked else None,
         "worst": known[ranked[0]] if ranked else None,
         "by_group": {
-            name: {"rows": groups[name].rows, "median_ape": known[name]}
+            name: {
+                "rows": groups[name].rows,
+                "median_ape": known[name],
+                **{
+                    key: value
+                    for key in EXTRAS
+                    if (value := getattr(groups[name], key)) is not None
+                },
+            }
             for name in ranked
         },
     }
@@ -112,13 +141,18 @@ def _scores(family: Family, levels: Levels) -> dict[str, Any]:
 def _lines(fits: KernelFits, chip: str) -> Iterable[str]:
     yield f"# Coefficients of kernel formulas on {chip}, fitted on measured op tables."
     yield "# held_out_median_ape: on shapes that were kept back from the fit."
+    if chip in fits.facts:
+        yield "# facts: of a chip that the catalogue may lack, in SI units."
+        yield ""
+        yield f"[facts.{json.dumps(chip)}]"
+        yield from (f"{key} = {_number(v)}" for key, v in fits.facts[chip].items())
     kinds = {
         (target, kind): list(_groups(fits.levels[target][kind], chip))
         for target in fits.levels
         for kind in fits.levels[target]
     }
     for kind in sorted({kind for (_, kind), found in kinds.items() if found}):
-        record = fits.provenance.get(kind)
+        record = (fits.pooled_from if chip == POOLED else fits.provenance).get(kind)
         if record:
             yield ""
             yield f"[tables.{kind}]"
@@ -137,6 +171,13 @@ def _lines(fits: KernelFits, chip: str) -> Iterable[str]:
             yield f"rows = {group.rows}"
             if group.held_out_median_ape is not None:
                 yield f"held_out_median_ape = {group.held_out_median_ape:.4f}"
+            for key in EXTRAS:
+                value = getattr(group, key)
+                if value is not None:
+                    shown = (
+                        json.dumps(value) if isinstance(value, str) else f"{value:.4f}"
+                    )
+                    yield f"{key} = {shown}"
             yield f"coefficients = {_inline(group.values)}"
 
 
@@ -179,21 +220,32 @@ def load_kernel_fits(
         folder: Where the files are; those of the package where not given.
     """
     folder = SHIPPED if folder is None else Path(folder)
-    names = sorted(path.stem for path in folder.glob("*.toml"))
+    names = sorted(
+        path.stem for path in folder.glob("*.toml") if not path.stem.endswith(".chip")
+    )
     if POOLED not in names:
         raise ValueError(
             f"{folder}: expected {POOLED}.toml among fitted kernels, got "
             f"{', '.join(names) or 'nothing'}; fit them on op tables first."
         )
-    wanted = names if chips is None else {*map(str, chips), POOLED}
+    wanted = names if chips is None else {*map(file_stem, chips), POOLED}
     levels: dict[str, dict[str, Levels]] = {}
     provenance: dict[str, Any] = {}
+    pooled_from: dict[str, Any] = {}
+    facts: dict[str, Facts] = {}
     for name in names:
         if name in wanted:
             document = _document(folder / f"{name}.toml")
-            provenance.update(document.get("tables", {}))
+            of = pooled_from if name == POOLED else provenance
+            of.update(document.get("tables", {}))
+            facts.update(document.get("facts", {}))
             _collect(document, levels)
-    return KernelFits(levels=levels, provenance=provenance)
+    return KernelFits(
+        levels=levels,
+        provenance={**pooled_from, **provenance},
+        facts=facts,
+        pooled_from=pooled_from,
+    )
 
 
 @cache
@@ -210,6 +262,7 @@ def _collect(document: Mapping[str, Any], levels: dict[str, dict[str, Levels]]) 
                     values=entry["coefficients"],
                     rows=entry["rows"],
                     held_out_median_ape=entry.get("held_out_median_ape"),
+                    **{key: entry.get(key) for key in EXTRAS},
                 )
                 found = levels.setdefault(target, {}).setdefault(kind, {})
                 found.setdefault(tuple(group.labels), {})[group.name] = group

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlens.calibration.kernels.chip_facts import fact
+from jaxlens.calibration.kernels.attention_prefill import cached_tokens
+from jaxlens.calibration.kernels.chip_facts import CATALOGUE, Chips, fact
 from jaxlens.calibration.kernels.formulas import (
     Columns,
     Family,
@@ -60,16 +61,16 @@ def power_family(
         work: FLOPs and HBM bytes of every row.
     """
 
-    def features(columns: Columns) -> dict[str, np.ndarray]:
+    def features(columns: Columns, chips: Chips = CATALOGUE) -> dict[str, np.ndarray]:
         flop, moved = work(columns)
-        facts = family.features(columns)
+        facts = family.features(columns, chips)
         seconds = columns["seconds"]
-        bandwidth = fact(columns["gpu"], "hbm_bytes_per_s")
+        bandwidth = fact(columns["gpu"], "hbm_bytes_per_s", chips)
         return {
             "seconds": seconds,
             "flop_rate": flop / facts["flop_per_s"] / seconds,
             "byte_rate": moved / bandwidth / seconds,
-            "tdp_watts": fact(columns["gpu"], "tdp_watts"),
+            "tdp_watts": fact(columns["gpu"], "tdp_watts", chips),
         }
 
     return replace(
@@ -85,15 +86,17 @@ def power_family(
 def trustworthy_power(kind: str) -> Callable[[Columns], np.ndarray]:
     """Returns which rows have a power reading that is their own.
 
-    Short launches carry over the power of what ran before them, and the readings of GEMMs
-    under SGLang on B200 do not follow their load.
+    Short launches carry over the power of what ran before them, unless a window held nothing
+    else (those state a spread over windows), and the readings of GEMMs under SGLang on B200
+    do not follow their load.
     """
     shortest = GEMM_SECONDS if kind == "gemm" else OTHER_SECONDS
 
     def trusted(columns: Columns) -> np.ndarray:
         rows = len(columns["gpu"])
         watts = columns.get("watts", np.full(rows, np.nan))
-        good = np.isfinite(watts) & (columns["seconds"] >= shortest)
+        alone = np.isfinite(columns.get("watts_spread", np.full(rows, np.nan)))
+        good = np.isfinite(watts) & (alone | (columns["seconds"] >= shortest))
         window = columns.get("power_window_seconds", np.full(rows, np.nan))
         good &= ~(window < WINDOW_SECONDS)
         if kind == "gemm" and "backend" in columns:
@@ -114,8 +117,10 @@ def prefill_work(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """Returns FLOPs and bytes of causal attention over prompts."""
     heads, kv_heads = columns["heads"], columns["kv_heads"]
     tokens = columns["batch"] * columns["prompt_tokens"] * columns["head_dim"]
-    flop = 2.0 * tokens * heads * columns["prompt_tokens"]
-    return flop, 4.0 * tokens * (heads + kv_heads)
+    cached = cached_tokens(columns)
+    flop = 2.0 * tokens * heads * (columns["prompt_tokens"] + 2.0 * cached)
+    read = columns["batch"] * cached * columns["head_dim"] * kv_heads
+    return flop, 4.0 * (tokens * (heads + kv_heads) + read)
 
 
 def decode_work(columns: Columns) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,12 @@
 """Predicted seconds and joules of the rows of an op table."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxlens.calibration.kernels.chip_facts import Chips, facts_of
 from jaxlens.calibration.kernels.evaluation import log_predictions
 from jaxlens.calibration.kernels.families import FAMILIES, POWER_FAMILIES, rows_of
 from jaxlens.calibration.kernels.formulas import Columns, Family
@@ -16,15 +18,22 @@ from jaxlens.calibration.kernels.kernel_fits import (
     load_kernel_fits,
 )
 from jaxlens.calibration.measured_tables import Table
+from jaxlens.hardware import Chip
 
 
-def predict_table(table: Table, fits: KernelFits | None = None) -> dict[str, Any]:
+def predict_table(
+    table: Table,
+    fits: KernelFits | None = None,
+    chips: Mapping[str, Chip | str | Path] | None = None,
+) -> dict[str, Any]:
     """Returns predictions for every row of an op table.
 
     Args:
         table: Kind gemm, attention_prefill, attention_decode, moe, collectives or
             alltoall.
         fits: Coefficients; those of the package where not given.
+        chips: Chips or chip files by the id that the table uses, beside those of the
+            catalogue and those whose facts `fits` holds.
 
     Returns:
         `seconds` (for alltoall the sum of `dispatch_seconds` and `combine_seconds`, which
@@ -37,9 +46,11 @@ def predict_table(table: Table, fits: KernelFits | None = None) -> dict[str, Any
     family = FAMILIES[table.kind]
     levels = fits.levels.get("seconds", {}).get(table.kind, {})
     values, own, notes = _coefficients(family, columns, levels, table.source)
-    seconds = np.exp(log_predictions(family, values, family.features(columns)))
+    facts = {**fits.facts, **facts_of(chips)}
+    features = family.features(columns, facts)
+    seconds = np.exp(log_predictions(family, values, features))
     found: dict[str, Any] = {"seconds": seconds, "own_group": own, "notes": notes}
-    found |= _energy(table.kind, columns, seconds, fits)
+    found |= _energy(table.kind, columns, seconds, fits, facts)
     if table.kind == "alltoall":
         dispatch, combine = np.split(seconds, 2)
         found |= {"dispatch_seconds": dispatch, "combine_seconds": combine}
@@ -48,7 +59,7 @@ def predict_table(table: Table, fits: KernelFits | None = None) -> dict[str, Any
 
 
 def _energy(
-    kind: str, columns: Columns, seconds: np.ndarray, fits: KernelFits
+    kind: str, columns: Columns, seconds: np.ndarray, fits: KernelFits, facts: Chips
 ) -> dict[str, np.ndarray | None]:
     levels = fits.levels.get("watts", {}).get(kind)
     if not levels:
@@ -56,7 +67,7 @@ def _energy(
     family = POWER_FAMILIES[kind]
     running = {**columns, "seconds": seconds}
     values, _, _ = _coefficients(family, running, levels, kind)
-    watts = np.exp(log_predictions(family, values, family.features(running)))
+    watts = np.exp(log_predictions(family, values, family.features(running, facts)))
     return {"watts": watts, "joules": watts * seconds}
 
 
