@@ -12,6 +12,7 @@ import tempfile
 import time
 
 MODEL = "meta-llama/Llama-3.1-70B-Instruct"
+MIXTURE = "Qwen/Qwen3-30B-A3B"  # of experts
 SIZES = ("--prompt", "1024", "--output", "256")
 CASES = {
     "import": [sys.executable, "-c", "import jaxlens"],
@@ -19,10 +20,13 @@ CASES = {
         *(sys.executable, "-m", "jaxlens.cli", "predict", MODEL, "--gpu", "h100-sxm"),
         *("--tp", "4", "--batch", "64", *SIZES, "--json"),
     ],
-    "explore": [
-        *(sys.executable, "-m", "jaxlens.cli", "explore", MODEL),
-        *("--gpu", "h100-sxm,b200-sxm", *SIZES, "--tpot", "0.05", "--json"),
-    ],
+    **{
+        name: [
+            *(sys.executable, "-m", "jaxlens.cli", "explore", model),
+            *("--gpu", "h100-sxm,b200-sxm", *SIZES, "--tpot", "0.05", "--json"),
+        ]
+        for name, model in (("explore", MODEL), ("explore_moe", MIXTURE))
+    },
 }
 
 

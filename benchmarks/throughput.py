@@ -1,22 +1,24 @@
 """Full estimates and gradients per second, and how far they are from the machine's limit.
 
 Every configuration has knobs of its own, all random and independent. Programs take the
-numbers of model and chip as arguments, as sweeps do, and run on each core apart from the
-others. The limit is what a bare kernel reaches that does as many operations of each kind
-(`operation_counts`); program and bare kernel take turns, and the ratio is the median over
-the turns.
+numbers of model and chip as arguments, run on each core apart from the others and go block by
+block, all as sweeps do. The limit is what a bare kernel reaches that does as many operations
+of each kind (`operation_counts`); program and bare kernel take turns, and the ratio is the
+median over the turns.
 
     python -m benchmarks.throughput --json
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 # Read once, when JAX starts: results that share terms are computed in one loop, so that no
@@ -45,7 +47,10 @@ LENGTHS = ("prompt_tokens", "output_tokens", "output_tokens_cv")
 FOLLOWING = ("joules_per_request", "gpus")
 # What follows from others by a product is left out.
 RESULTS = tuple(name for name in NUMBERS if name not in FOLLOWING)
-CPU_BATCH, GPU_BATCH = 8192, 2**20  # configurations of one call
+CPU_BATCH, GPU_BATCH = 2**15, 2**20  # configurations of one call
+CPU_BLOCK = 4096  # of them at once: what is in between stays in a core's cache
+# Gradients and bare kernels go all at once: in blocks, XLA makes worse loops of them.
+WHOLE_BATCH = 8192
 TURNS, TURN_SECONDS = 5, 1.0
 
 Knobs = dict[str, np.ndarray]
@@ -97,11 +102,25 @@ def gradients(shared: Any, knobs: Any) -> Any:
     return jax.grad(joules)(knobs)
 
 
+def in_blocks(function: Callable[..., Any], block: int) -> Callable[..., Any]:
+    """Returns `function` of many configurations, `block` of them at once; 0 for all."""
+    if not block:
+        return function
+
+    def whole(shared: Any, knobs: Any) -> Any:
+        blocks = jax.tree.map(lambda column: column.reshape(-1, block), knobs)
+        found = jax.lax.map(lambda one: function(shared, one), blocks)
+        return jax.tree.map(lambda column: column.reshape(-1), found)
+
+    return whole
+
+
 def pin(cores: int) -> None:
     """Lets all threads of this process run on the first `cores` of its cores only."""
     chosen = sorted(ALLOWED)[:cores]
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), chosen)
+        with suppress(ProcessLookupError):  # one that has ended meanwhile
+            os.sched_setaffinity(int(thread), chosen)
 
 
 def rate(
@@ -123,19 +142,19 @@ def rate(
     return done / (time.perf_counter() - begun)
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any, float]:
-    """Returns the program, what it was compiled from, and CPU seconds that it took."""
+def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Returns the program of a function, and the CPU seconds that compiling took."""
     begun = time.process_time()  # of all threads: other processes do not count
     lowered = jax.jit(function).lower(*arguments)
     options: dict[str, Any] = dict(FAST_OPTIONS)
     if jax.default_backend() != "cpu":
         options = {}
     program = lowered.compile(options)
-    return program, lowered, time.process_time() - begun
+    return program, time.process_time() - begun
 
 
 def measured(
-    function: Callable[..., Any], kind: str, size: int, cores: int
+    function: Callable[..., Any], kind: str, size: int, block: int, cores: int
 ) -> dict[str, Any]:
     """Returns rates of `function` and of the bare kernel, by turns, with their counts."""
     shared = jax.tree.map(
@@ -144,19 +163,21 @@ def measured(
     )
     inputs = [(shared, random_knobs(kind, size, seed)) for seed in range(cores)]
     inputs = [jax.device_put(arguments) for arguments in inputs]
-    program, lowered, seconds = compiled(function, *inputs[0])
-    counts = operations(lowered, size)
+    program, seconds = compiled(in_blocks(function, block), *inputs[0])
+    part = jax.tree.map(lambda column: column[: block or size], inputs[0][1])
+    counts = operations(jax.jit(function).lower(shared, part), block or size)
     generator = np.random.default_rng(0)
+    alone = min(size, WHOLE_BATCH) if jax.default_backend() == "cpu" else size
     numbers = [
-        tuple(generator.uniform(0.4, 0.6, size).astype(np.float32) for _ in range(2))
+        tuple(generator.uniform(0.4, 0.6, alone).astype(np.float32) for _ in range(2))
         for _ in range(cores)
     ]
     numbers = [jax.device_put(pair) for pair in numbers]
-    bare, _, _ = compiled(limit(counts), *numbers[0])
+    bare, _ = compiled(limit(counts), *numbers[0])
     rate(program, inputs, size)  # the first turn warms caches
-    rate(bare, numbers, size)
+    rate(bare, numbers, alone)
     turns = [
-        (rate(program, inputs, size), rate(bare, numbers, size)) for _ in range(TURNS)
+        (rate(program, inputs, size), rate(bare, numbers, alone)) for _ in range(TURNS)
     ]
     return {
         "configurations_per_second": statistics.median(own for own, _ in turns),
@@ -188,10 +209,12 @@ def throughput(size: int | None, cores: int | None) -> dict[str, Any]:
     if on_cpu:
         pin(cores)
     size = size or (CPU_BATCH if on_cpu else GPU_BATCH)
+    block = math.gcd(size, CPU_BLOCK) if on_cpu else 0
     result: dict[str, Any] = {}
     for kind in MODELS:
-        result[kind] = measured(estimates, kind, size, cores)
-    slopes = measured(gradients, "dense", size, cores)
+        result[kind] = measured(estimates, kind, size, block, cores)
+    fewer = min(size, WHOLE_BATCH) if on_cpu else size
+    slopes = measured(gradients, "dense", fewer, 0, cores)
     return {
         **result,
         "gradients": slopes,
@@ -199,6 +222,7 @@ def throughput(size: int | None, cores: int | None) -> dict[str, Any]:
         "cores": cores,
         "device": str(jax.devices()[0].device_kind),
         "batch": size,
+        "block": block or size,
         "models": MODELS,
         "load_average": os.getloadavg()[0],
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -16,7 +16,15 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxlens import reductions
-from jaxlens.batch import FAST_OPTIONS, QUICK_OPTIONS, Function, Scalar
+from jaxlens.batch import (
+    FAST_OPTIONS,
+    QUICK_OPTIONS,
+    Function,
+    Scalar,
+    at_once,
+    is_elementwise,
+)
+from jaxlens.batch import numbers as cast
 from jaxlens.keeps import Numbers, Plan
 from jaxlens.spaces import Space, coordinates, point
 
@@ -34,6 +42,8 @@ def exact(
     function: Function, shared: Any, space: Space, index: Int[np.ndarray, " point"]
 ) -> dict[str, Float[np.ndarray, " point"]]:
     """Returns all columns of some configurations in float64, in batches of one size."""
+    if is_elementwise(function):
+        return _exact_at_once(function, shared, space, index)
     padded = [int(i) for i in index]
     padded += padded[-1:] * (-len(padded) % EXACT_BATCH)
     points = [point(space, i) for i in padded]
@@ -165,6 +175,15 @@ def _advanced(start: Any, counts: Any, steps: int) -> Float[Array, " axis"]:
     return jnp.stack(moved[::-1])
 
 
+def _exact_at_once(
+    function: Function, shared: Any, space: Space, index: Int[np.ndarray, " point"]
+) -> dict[str, Float[np.ndarray, " point"]]:
+    points = [point(space, int(i)) for i in index]
+    values = {n: np.array([p[n] for p in points], np.float64) for n in space.names}
+    found = at_once(function, cast(shared, np.float64), values)
+    return {name: np.array(column, np.float64) for name, column in found.items()}
+
+
 @cache
 def _exact_program(function: Function) -> Any:
     def values(shared: Any, values: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -174,11 +193,6 @@ def _exact_program(function: Function) -> Any:
     if jax.default_backend() != "cpu":
         return jax.jit(many)
     return jax.jit(many, compiler_options=QUICK_OPTIONS)
-
-
-def cast(tree: Any, dtype: Any) -> Any:
-    """Returns a tree of arrays of a type."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
 
 
 def part(tree: Any, position: int) -> Any:

@@ -11,9 +11,9 @@ Source: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Commun
 Operations in MPICH", IJHPCA 19(1), 2005 (alpha-beta costs).
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.hardware import Chip, Stack
 from jaxlens.smooth import presence, smooth_min
 from jaxlens.works import Message
@@ -114,8 +114,10 @@ def send(
 
 def _split(ranks: Scalar, chip: Chip, stride: Scalar = 1.0) -> tuple[Scalar, Scalar]:
     """Ranks inside a node and nodes. The kink at a full node is real: costs jump there."""
-    share = jnp.minimum(1.0, stride / chip.node_gpus)  # a rank may span several nodes
-    far = jnp.maximum(1.0, ranks * share)
+    share = elementary.minimum(
+        1.0, stride / chip.node_gpus
+    )  # a rank may span several nodes
+    far = elementary.maximum(1.0, ranks * share)
     return ranks / far, far
 
 

@@ -15,7 +15,7 @@ from jaxlens.batch import Columns
 from jaxlens.device_layouts import Layout
 from jaxlens.limits import REASONS, Limits
 from jaxlens.plans import Plan
-from jaxlens.predictions import Estimate, predict
+from jaxlens.predictions import Estimate, exact
 from jaxlens.questions import FIELDS, knobs_at
 from jaxlens.queueing import Arrivals
 from jaxlens.requests import Request
@@ -133,6 +133,5 @@ def request(result: ExploreResult, index: int) -> Request:
 
 def estimate(asked: Request) -> Estimate:
     """Returns the full estimate of a request in float64, in plain numbers."""
-    with jax.enable_x64(True):
-        found = predict(asked.model, asked.profile, asked.deployment, asked.workload)
-        return jax.tree.map(float, found)
+    found = exact(asked.model, asked.profile, asked.deployment, asked.workload)
+    return jax.tree.map(float, found)

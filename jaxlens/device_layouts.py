@@ -7,10 +7,10 @@ for each; refused ones stay in the list with the reason.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import UNLIMITED, Deployment
 from jaxlens.expressions import Bound, slack
 from jaxlens.hardware import Chip
@@ -126,7 +126,7 @@ def layout_columns(listed: Sequence[Layout]) -> Layouts:
 
 def degrees_at(table: Layouts, position: Array) -> dict[str, Array]:
     """Returns the degrees of one layout; runs on the device."""
-    return {name: jnp.asarray(getattr(table, name))[position] for name in DEGREES}
+    return {name: elementary.entry(getattr(table, name), position) for name in DEGREES}
 
 
 def _combinations(

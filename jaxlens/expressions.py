@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.pytrees import pytree, static
 
 Scalar = Float[Array, ""] | float
@@ -29,11 +29,11 @@ OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
     ast.Div: lambda a, b: a / b,
-    ast.Mod: lambda a, b: a - b * jnp.floor(a / b + TOLERANCE),
+    ast.Mod: lambda a, b: a - b * elementary.floor(a / b + TOLERANCE),
 }
 FUNCTIONS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "min": jnp.minimum,
-    "max": jnp.maximum,
+    "min": elementary.minimum,
+    "max": elementary.maximum,
 }
 COMPARISONS = (ast.LtE, ast.Lt, ast.GtE, ast.Gt, ast.Eq)
 GRAMMAR = "numbers, names, + - * / %, min(), max(), brackets, <= < >= > == and `and`"
@@ -109,8 +109,8 @@ def slack(bound: Bound | Formula, values: Mapping[str, Any]) -> Any:
     found = [_compare(*parts, {**values, **numbers}) for parts in _comparisons(tree)]
     least = found[0]
     for other in found[1:]:
-        least = jnp.minimum(least, other)
-    return jnp.where(jnp.isnan(least), -1.0, least)
+        least = elementary.minimum(least, other)
+    return elementary.where(elementary.isnan(least), -1.0, least)
 
 
 class _Renamed(ast.NodeTransformer):
@@ -195,13 +195,18 @@ def _compare(
     first, second = _evaluated(left, values), _evaluated(right, values)
     if isinstance(operation, ast.GtE | ast.Gt):
         first, second = second, first
-    size = jnp.maximum(jnp.maximum(jnp.abs(first), jnp.abs(second)), 1e-30)
+    size = elementary.maximum(
+        elementary.maximum(elementary.absolute(first), elementary.absolute(second)),
+        1e-30,
+    )
     relative = (second - first) / size
     if isinstance(operation, ast.Eq):
-        relative = -jnp.abs(relative)
+        relative = -elementary.absolute(relative)
     if isinstance(operation, ast.Lt | ast.Gt):
-        return jnp.where(relative > TOLERANCE, relative, jnp.minimum(relative, MISSED))
-    return jnp.where(jnp.abs(relative) <= TOLERANCE, 0.0, relative)
+        return elementary.where(
+            relative > TOLERANCE, relative, elementary.minimum(relative, MISSED)
+        )
+    return elementary.where(elementary.absolute(relative) <= TOLERANCE, 0.0, relative)
 
 
 def _evaluated(tree: ast.expr, values: Mapping[str, Scalar]) -> Any:

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlens import elementary
 from jaxlens.deployments import Deployment, Workload
-from jaxlens.predictions import Estimate, predict
+from jaxlens.predictions import Estimate, exact, predict
 from jaxlens.profiles import Profile, ProfileCard
 from jaxlens.transformers import Model
 
@@ -79,7 +80,7 @@ def coefficient_variance(
     """
     names, axes = _axes(card)
     shifts = np.concatenate([np.zeros((1, axes.shape[1])), axes])
-    many = predict(model, _moved(profile, names, shifts.T), deployment, workload)
+    many = exact(model, _moved(profile, names, shifts.T), deployment, workload)
     variance = {}
     for quantity in SCATTER:
         logs = np.log(np.atleast_1d(np.asarray(getattr(many, quantity), float)))
@@ -151,7 +152,7 @@ def _moved(
         owner, target = (
             (profile.chip, chip) if layer == "chip" else (profile.stack, stack)
         )
-        target[field] = getattr(owner, field) * jnp.exp(shift[position])
+        target[field] = getattr(owner, field) * elementary.exp(shift[position])
     return Profile(
         chip=dataclasses.replace(profile.chip, **chip),
         stack=dataclasses.replace(profile.stack, **stack),

@@ -4,9 +4,9 @@ Latency limits are service-level objectives. A power budget holds for one GPU, f
 a deployment that share a node, or for those that share a rack; the watts of the host count.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import UNLIMITED
 from jaxlens.hardware import Chip
 from jaxlens.predictions import Estimate
@@ -56,8 +56,8 @@ def power_slacks(
     A deployment fills nodes, and nodes fill racks, as far as its GPUs go.
     """
     each = estimate.watts_per_gpu + host_watts
-    node = jnp.minimum(estimate.gpus, chip.node_gpus)
-    rack = jnp.minimum(estimate.gpus, chip.node_gpus * limits.rack_nodes)
+    node = elementary.minimum(estimate.gpus, chip.node_gpus)
+    rack = elementary.minimum(estimate.gpus, chip.node_gpus * limits.rack_nodes)
     return {
         "gpu_watts": 1.0 - estimate.watts_per_gpu / limits.gpu_watts,
         "node_watts": 1.0 - node * each / limits.node_watts,

@@ -4,11 +4,12 @@ What is not a product of sizes becomes a derived extent here: the visible part o
 under a mask and a window, active experts, ranks that share a KV head.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import Deployment
-from jaxlens.experts import active_experts
+from jaxlens.expert_ranks import Placement, placement
+from jaxlens.experts import active, routing
 from jaxlens.pytrees import pytree
 from jaxlens.transformers import NO_WINDOW, Block, Model
 
@@ -39,25 +40,50 @@ def mesh(block: Block, deployment: Deployment) -> Extents:
     """Returns the degree of every mesh axis: how many parts an axis is split into."""
     tp, ep = deployment.tensor_parallel, deployment.expert_parallel
     # Kinks at the number of KV heads and at one expert rank per tensor rank are real.
-    kv = jnp.minimum(tp, block.sizes["g"]) if "g" in block.sizes else 1.0
+    kv = elementary.minimum(tp, block.sizes["g"]) if "g" in block.sizes else 1.0
     return {
         "tp": tp,
         "kv": kv,
         "group": tp / kv,
         "ep": ep,
-        "etp": jnp.maximum(1.0, tp / ep),
+        "etp": elementary.maximum(1.0, tp / ep),
     }
 
 
 def expert_span(deployment: Deployment) -> Scalar:
     """Returns how many data-parallel replicas share one set of experts, at least 1."""
-    return jnp.maximum(1.0, deployment.expert_parallel / deployment.tensor_parallel)
+    return elementary.maximum(
+        1.0, deployment.expert_parallel / deployment.tensor_parallel
+    )
+
+
+def expert_placement(block: Block, deployment: Deployment, *loads: Load) -> Placement:
+    """Returns how tokens pick the experts of a block and where those are.
+
+    The same for every one of `loads`, of whose type its numbers are.
+    """
+    sizes = block.sizes
+    experts, top_k, skew, ranks, *_ = elementary.lifted(
+        sizes["z"],
+        sizes["top_k"],
+        deployment.routing_skew,
+        deployment.expert_parallel,
+        *(tokens(load) for load in loads),
+    )
+    return placement(routing(experts, top_k, skew), ranks)
 
 
 def step_extents(
-    block: Block, model: Model, deployment: Deployment, load: Load
+    block: Block,
+    model: Model,
+    deployment: Deployment,
+    load: Load,
+    placed: Placement | None = None,
 ) -> Extents:
-    """Returns extents of the axes that do not depend on the phase."""
+    """Returns extents of the axes that do not depend on the phase.
+
+    `placed` is the `expert_placement` of the block, found here where not given.
+    """
     extents = {
         **block.sizes,
         **mesh(block, deployment),
@@ -68,14 +94,10 @@ def step_extents(
         "w": tokens(load),
     }
     if "top_k" in block.sizes:
+        placed = placed or expert_placement(block, deployment, load)
         span = expert_span(deployment)
         extents["k"] = block.sizes["top_k"] * span
-        extents["x"] = active_experts(
-            tokens(load) * span,
-            block.sizes["z"],
-            block.sizes["top_k"],
-            deployment.routing_skew,
-        )
+        extents["x"] = active(tokens(load) * span, placed.routing)
     return extents
 
 
@@ -85,7 +107,7 @@ def decode_extents(block: Block, load: Load) -> Extents:
     return {
         "n": load.decode_sequences,
         "q": 1.0,
-        "s": jnp.minimum(load.decode_context, window),
+        "s": elementary.minimum(load.decode_context, window),
         "seen": 1.0,
         "u": 1.0,
         "per_chunk": 1.0,
@@ -102,12 +124,14 @@ def prefill_extents(block: Block, load: Load) -> Extents:
     causal = block.sizes.get("causal", 1.0)
     queries, past = load.prefill_tokens, load.prefill_past
     # No wider than what is there: gradients would be differences of huge numbers.
-    window = jnp.minimum(window, past + queries)
-    read = jnp.minimum(past + queries, window + queries)
-    growing = jnp.clip(window - past, 0.0, queries)  # queries before the window is full
+    window = elementary.minimum(window, past + queries)
+    read = elementary.minimum(past + queries, window + queries)
+    growing = elementary.clip(
+        window - past, 0.0, queries
+    )  # queries before the window is full
     seen = growing * (past + 0.5 * (growing + 1.0)) + (queries - growing) * window
     seen = causal * seen / queries + (1.0 - causal) * window
-    chunks = jnp.maximum(1.0, queries / SCAN_CHUNK_TOKENS)
+    chunks = elementary.maximum(1.0, queries / SCAN_CHUNK_TOKENS)
     return {
         "n": load.prefill_sequences,
         "q": queries,

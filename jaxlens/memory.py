@@ -4,10 +4,9 @@ The same einsums that price a step say what is stored: weight operands with ever
 every word present, and KV results over the whole context of every sequence.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens import einsums
+from jaxlens import einsums, elementary
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.hardware import Chip, Stack
 from jaxlens.loads import Extents, mesh
@@ -71,8 +70,8 @@ def memory(
     weights = weights_bytes(model, deployment)
     kv = sequences * sequence_bytes(model, deployment, tokens)
     # The widest layer's input, output and one intermediate, in 16 bits, for one step.
-    step_tokens = jnp.minimum(
-        jnp.minimum(stack.chunk_tokens, deployment.chunk_tokens),
+    step_tokens = elementary.minimum(
+        elementary.minimum(stack.chunk_tokens, deployment.chunk_tokens),
         sequences * workload.prompt_tokens + sequences,
     )
     activations = step_tokens * model.width * 2.0 * 6.0
@@ -92,7 +91,9 @@ def _resident(
 ) -> Extents:
     """Extents at rest: experts, words and positions are there, one sequence is cached."""
     sizes = block.sizes
-    cached = jnp.minimum(tokens, sizes["window"]) if "window" in sizes else tokens
+    cached = (
+        elementary.minimum(tokens, sizes["window"]) if "window" in sizes else tokens
+    )
     extents = {
         **sizes,
         **mesh(block, deployment),

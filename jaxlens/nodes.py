@@ -10,11 +10,14 @@ from functools import reduce
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
+from jaxlens import elementary
 
 
 class Nodes:
     """A number for each node of the quadrature; arithmetic goes node by node."""
+
+    __array_ufunc__ = None  # NumPy leaves arithmetic to this class
 
     def __init__(self, values: Iterable[Any]) -> None:
         self.values = tuple(values)
@@ -69,4 +72,4 @@ def total(values: Nodes) -> Any:
 
 def most(values: Nodes) -> Any:
     """Returns the largest of all nodes."""
-    return reduce(jnp.maximum, values.values)
+    return reduce(elementary.maximum, values.values)

@@ -12,10 +12,9 @@ the mean power of a step, so it is a constraint on the clock of the step: f = mi
 at which P(f) = cap).
 """
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.hardware import Chip
 from jaxlens.pytrees import pytree
 from jaxlens.smooth import smooth_min
@@ -48,9 +47,19 @@ def voltage(clock_hz: Scalar, chip: Chip) -> Scalar:
     Measured: A100 PCIe 40 GB and A100 SXM (EnergAIzer artifact, arXiv 2604.20105, 2026):
     bend 0.59 and 0.39; a straight line puts 1.9 % too little voltage at the knee.
     """
-    above = (clock_hz - chip.knee_hz) * (1.0 / (chip.boost_hz - chip.knee_hz))
-    risen = SOFT_TOP * (above + jnp.sqrt(above * above + KNEE_SOFTNESS))
-    return 1.0 + chip.voltage_rise * risen * (1.0 + chip.voltage_bend * (risen - 1.0))
+    return _voltage_and_slope(clock_hz, chip)[0]
+
+
+def _voltage_and_slope(clock_hz: Scalar, chip: Chip) -> tuple[Scalar, Scalar]:
+    """The voltage, and its derivative in the clock."""
+    scale = 1.0 / (chip.boost_hz - chip.knee_hz)
+    above = (clock_hz - chip.knee_hz) * scale
+    root = elementary.sqrt(above * above + KNEE_SOFTNESS)
+    risen = SOFT_TOP * (above + root)
+    bend = chip.voltage_bend
+    volts = 1.0 + chip.voltage_rise * risen * (1.0 + bend * (risen - 1.0))
+    slope = chip.voltage_rise * (1.0 + bend * (2.0 * risen - 1.0))
+    return volts, slope * (risen * scale / root)
 
 
 def static_watts(clock_hz: Scalar, chip: Chip) -> Scalar:
@@ -60,7 +69,7 @@ def static_watts(clock_hz: Scalar, chip: Chip) -> Scalar:
     arXiv 2604.20105): exponents 1.6 and 1.5 between the flat part and 1410 MHz.
     """
     volts = voltage(clock_hz, chip)
-    return chip.idle_watts * volts * jnp.sqrt(volts)
+    return chip.idle_watts * volts * elementary.sqrt(volts)
 
 
 def switching(clock_hz: Scalar, chip: Chip) -> Scalar:
@@ -103,10 +112,10 @@ def capped_slowdown(
 
     def step(ratio: Scalar, draw: Draw, clock: Scalar, limit: Scalar) -> Scalar:
         value, slope = _watts_and_slope(draw, ratio, clock, chip)
-        closer = ratio - (value - limit) / jax.lax.stop_gradient(slope)
-        return jnp.clip(closer, LOWEST_SLOWDOWN, HIGHEST_SPEEDUP)
+        closer = ratio - (value - limit) / elementary.stop_gradient(slope)
+        return elementary.clip(closer, LOWEST_SLOWDOWN, HIGHEST_SPEEDUP)
 
-    known = jax.lax.stop_gradient((draw, clock_hz, limit))
+    known = elementary.stop_gradient((draw, clock_hz, limit))
     ratio = 1.0 + 0.0 * known[1]
     for _ in range(NEWTON_STEPS):
         ratio = step(ratio, *known)
@@ -122,12 +131,9 @@ def _watts_and_slope(
 
     with u = V / V_flat, w = s seconds(s), a = s active(s) and the busy floor in s_busy.
     """
-    volts, rise = jax.jvp(
-        lambda ratio: voltage(clock_hz * ratio, chip),
-        (slowdown,),
-        (jnp.ones_like(slowdown),),
-    )
-    root = jnp.sqrt(volts)
+    volts, rise = _voltage_and_slope(clock_hz * slowdown, chip)
+    rise = rise * clock_hz
+    root = elementary.sqrt(volts)
     fixed_seconds = draw.seconds - draw.clocked_seconds
     fixed_active = draw.active_seconds - draw.clocked_seconds
     scaled_seconds = fixed_seconds * slowdown + draw.clocked_seconds

@@ -1,5 +1,7 @@
 """The estimate of one deployment: latency, energy, memory and where they come from."""
 
+import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlens.deployments import Deployment, Workload
@@ -121,6 +123,18 @@ def predict(
             serving.prefill, chip, deployment.tensor_parallel
         ),
     )
+
+
+def exact(
+    model: Model, profile: Profile, deployment: Deployment, workload: Workload
+) -> Estimate:
+    """Returns `predict` in float64 at once: nothing is traced or compiled.
+
+    Where numbers are arrays, so are those of the estimate.
+    """
+    given = (model, profile, deployment, workload)
+    with np.errstate(all="ignore"):
+        return predict(*jax.tree.map(lambda leaf: np.asarray(leaf, float)[()], given))
 
 
 def _causes(serving: Serving, per_token: Scalar) -> Causes:

@@ -4,12 +4,11 @@ All spaces have the same axes, most of one value: one compiled program serves al
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.device_layouts import (
     DEGREES,
@@ -172,10 +171,10 @@ def question(
 
 def knobs_at(question: Question, space: Space, index: int) -> dict[str, float]:
     """Returns the knobs of one configuration, as exact as they were declared."""
-    values = point(space, index)
+    values = {name: np.float64(value) for name, value in point(space, index).items()}
     layout = int(values["layout"])
     degrees = {name: float(getattr(question.layouts, name)[layout]) for name in DEGREES}
-    found = _placed(question, values, degrees, np)
+    found = _placed(question, values, degrees)
     return {name: float(value) for name, value in found.items()}
 
 
@@ -183,26 +182,25 @@ def device_knobs(
     question: Question, values: Mapping[str, Scalar], layout: Array
 ) -> dict[str, Scalar]:
     """Returns the knobs of one configuration; runs on the device."""
-    return _placed(question, values, degrees_at(question.layouts, layout), jnp)
+    return _placed(question, values, degrees_at(question.layouts, layout))
 
 
 def _placed(
     question: Question,
     values: Mapping[str, Scalar],
     degrees: Mapping[str, Scalar],
-    arrays: Any,
 ) -> dict[str, Scalar]:
-    """The knobs of a point, with numpy or JAX; the clock is one that can be locked."""
+    """The knobs of a point; the clock is one that can be locked."""
     chip = question.profile.chip
     replicas, total = degrees["data_parallel"], question.over_all_replicas
     given = values["sequences"]
     wanted = values["clock"] * (question.hertz + (1.0 - question.hertz) * chip.max_hz)
     above = (wanted - chip.min_hz) / chip.step_hz
-    steps = arrays.maximum(0.0, arrays.round(above))
+    steps = elementary.maximum(0.0, elementary.nearest(above))
     return {
         **degrees,
         "batch": given * (total + (1.0 - total) * replicas),
         "sequences": given * (1.0 - total + total / replicas),
-        "clock_hz": arrays.minimum(chip.max_hz, chip.min_hz + steps * chip.step_hz),
+        "clock_hz": elementary.minimum(chip.max_hz, chip.min_hz + steps * chip.step_hz),
         **{name: values[name] for name in FIELDS},
     }

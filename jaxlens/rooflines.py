@@ -14,9 +14,9 @@ Source: S. Williams et al., "Roofline", CACM 52(4), 2009 (hard form).
 
 from dataclasses import replace
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.eager import unfused
 from jaxlens.hardware import Chip, Stack
 from jaxlens.precisions import Precision
@@ -50,6 +50,7 @@ class Limits:
     half_columns: Scalar = 0.0
     half_depth: Scalar = 0.0
     block_rows: Scalar = 0.0  # more rows, if weights are block-scaled
+    launch_seconds: Scalar = 0.0  # beyond `kernel_seconds`
 
 
 @pytree
@@ -79,6 +80,8 @@ def limits(role: str, stack: Stack) -> Limits:
             flop_efficiency=stack.attention_flop_efficiency,
             byte_efficiency=stack.attention_byte_efficiency,
             half_rows=stack.attention_half_rows,
+            half_columns=stack.attention_half_columns,
+            launch_seconds=stack.attention_seconds,
         )
     if role == "experts":
         return Limits(
@@ -137,9 +140,11 @@ def price(
     charged = work.flop + (executed - work.flop) * stack.padding_power
     flop_joules = charged * joules_per_flop(work.mix, chip)
     body = smooth_max(compute_seconds, moved.seconds, stack.softness)
+    launch_seconds = moved.launch_seconds + limits.launch_seconds
     return replace(
         moved,
-        seconds=body + moved.launch_seconds,
+        seconds=body + launch_seconds,
+        launch_seconds=launch_seconds,
         clocked_seconds=_part(compute_seconds, moved.seconds, body, stack.softness),
         flop_joules=flop_joules + visiting * stack.sampling_watts,
     )
@@ -200,5 +205,5 @@ def _traffic(
 def _part(a: Scalar, b: Scalar, largest: Scalar, softness: Scalar) -> Scalar:
     """The part of max_w(a, b) that goes with a, by its elasticity: a d max / d a."""
     # The floor matters at a hard tie and where there is no work at all.
-    root = jnp.maximum(2.0 * largest - a - b, 1e-15)
+    root = elementary.maximum(2.0 * largest - a - b, 1e-15)
     return 0.5 * a * (root + a - b + 2.0 * softness * b) / root

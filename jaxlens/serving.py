@@ -12,9 +12,9 @@ the other.
 
 from dataclasses import replace
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.hardware import Chip, Stack
 from jaxlens.loads import Load
@@ -27,7 +27,17 @@ from jaxlens.power import (
 from jaxlens.pytrees import pytree
 from jaxlens.rooflines import Machine
 from jaxlens.smooth import smooth_max, smooth_min
-from jaxlens.steps import Line, Lines, Phases, draw, items, lines, total
+from jaxlens.steps import (
+    Line,
+    Lines,
+    Phases,
+    Placements,
+    draw,
+    items,
+    lines,
+    placements,
+    total,
+)
 from jaxlens.transformers import Model
 
 Scalar = Float[Array, ""] | float
@@ -70,7 +80,7 @@ def machine(chip: Chip, stack: Stack, deployment: Deployment) -> Machine:
 
 def requested_clock(chip: Chip, deployment: Deployment) -> Scalar:
     """Returns the clock before any power cap, within what the chip supports."""
-    return jnp.clip(deployment.clock_hz, chip.min_hz, chip.max_hz)
+    return elementary.clip(deployment.clock_hz, chip.min_hz, chip.max_hz)
 
 
 def step(
@@ -80,9 +90,13 @@ def step(
     deployment: Deployment,
     load: Load,
     phases: Phases,
+    placed: Placements | None = None,
 ) -> StepCost:
-    """Returns the cost of one engine step that carries `load`."""
-    asked = items(model, deployment, load, phases)
+    """Returns the cost of one engine step that carries `load`.
+
+    `placed` are the `steps.placements` of the model, found here where not given.
+    """
+    asked = items(model, deployment, load, phases, placed)
     at_clock = machine(chip, stack, deployment)
     parts = lines(asked, at_clock, deployment.communication_sms)
     host = host_seconds(stack, deployment, load, model.launches)
@@ -99,7 +113,7 @@ def settle(
 ) -> StepCost:
     """Returns a step of which `line` is the sum, as host and power cap leave it."""
     clock = requested_clock(chip, deployment)
-    cap = jnp.minimum(deployment.power_cap_watts, chip.tdp_watts)
+    cap = elementary.minimum(deployment.power_cap_watts, chip.tdp_watts)
     need = _with_host(draw(line, stack.gap_power), host, stack)
     slowdown = capped_slowdown(need, clock, cap, chip)
     joules_total, static, busy = joules(need, slowdown, clock, chip)
@@ -181,11 +195,13 @@ def serve(
     model: Model, chip: Chip, stack: Stack, deployment: Deployment, workload: Workload
 ) -> Serving:
     """Returns steps and mixture of a deployment under a steady workload."""
+    carried = traffic(stack, deployment, workload)
+    loads = (carried.decode, carried.mixed, carried.prefill)
+    placed = placements(model, deployment, *loads)
 
     def price(load: Load, *phases: str) -> StepCost:
-        return step(model, chip, stack, deployment, load, phases)
+        return step(model, chip, stack, deployment, load, phases, placed)
 
-    carried = traffic(stack, deployment, workload)
     decode = price(carried.decode, "decode")
     mixed = price(carried.mixed, "decode", "prefill")
     share = carried.mixed_share
@@ -201,15 +217,15 @@ def serve(
 
 def traffic(stack: Stack, deployment: Deployment, workload: Workload) -> Traffic:
     """Returns what the steps carry, and how many of them carry prompts."""
-    prompt = jnp.maximum(workload.prompt_tokens, 1.0)
-    budget = jnp.minimum(deployment.chunk_tokens, stack.chunk_tokens)
+    prompt = elementary.maximum(workload.prompt_tokens, 1.0)
+    budget = elementary.minimum(deployment.chunk_tokens, stack.chunk_tokens)
     replicas = deployment.data_parallel * deployment.pipeline_parallel
     sequences = deployment.batch / replicas
-    chunks = jnp.maximum(1.0, prompt / budget)
+    chunks = elementary.maximum(1.0, prompt / budget)
     context = decode_context(workload)
     arrivals = sequences / workload.output_tokens  # requests per step
     needed = arrivals * prompt / budget
-    share = smooth_max(1.0 - jnp.exp(-arrivals), needed, MIXTURE_SOFTNESS)
+    share = smooth_max(1.0 - elementary.exp(-arrivals), needed, MIXTURE_SOFTNESS)
     share = smooth_min(share, 1.0, MIXTURE_SOFTNESS)
     return Traffic(
         prefill=_carrying(prompt, chunks, 1.0, 0.0, 0.0),

@@ -4,14 +4,14 @@ All are homogeneous of degree one in the quantities they compare, so they are sa
 seconds and bytes alike in float32, and need at most one square root.
 """
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxlens import elementary
 
 Scalar = Float[Array, ""] | float
 
 
-@jax.custom_jvp
+@elementary.CustomJvp
 def smooth_max(a: Scalar, b: Scalar, softness: Scalar) -> Scalar:
     """Returns a maximum of `a >= 0` and `b >= 0` that is smooth where they tie.
 
@@ -26,7 +26,7 @@ def smooth_max(a: Scalar, b: Scalar, softness: Scalar) -> Scalar:
 
 def _root(a: Scalar, b: Scalar, softness: Scalar) -> Scalar:
     difference = a - b
-    return jnp.sqrt(difference * difference + 4.0 * softness * a * b)
+    return elementary.sqrt(difference * difference + 4.0 * softness * a * b)
 
 
 @smooth_max.defjvp
@@ -34,7 +34,9 @@ def _smooth_max_jvp(primals, tangents):
     a, b, softness = primals
     da, db, dw = tangents
     root = _root(a, b, softness)
-    inverse = 1.0 / jnp.where(root > 0.0, root, 1.0)  # a = b = 0: any subgradient
+    inverse = 1.0 / elementary.where(
+        root > 0.0, root, 1.0
+    )  # a = b = 0: any subgradient
     along_a = 0.5 * (1.0 + (a - b + 2.0 * softness * b) * inverse)
     along_b = 0.5 * (1.0 + (b - a + 2.0 * softness * a) * inverse)
     along_w = a * b * inverse
@@ -56,7 +58,7 @@ def at_least(x: Scalar, tile: Scalar) -> Scalar:
     Between 1/2 and sqrt(2) times the exact `tile * ceil(x / tile)`: low just above a
     multiple of few tiles, high at exactly one tile, and right for none and for many.
     """
-    return jnp.sqrt(x * x + tile * tile)
+    return elementary.sqrt(x * x + tile * tile)
 
 
 def presence(ranks: Scalar) -> Scalar:
@@ -64,5 +66,5 @@ def presence(ranks: Scalar) -> Scalar:
 
     1 - max(0, 2 - n)^2: exact at every integer, so that a collective of one rank is free.
     """
-    missing = jnp.maximum(0.0, 2.0 - ranks)
+    missing = elementary.maximum(0.0, 2.0 - ranks)
     return 1.0 - missing * missing

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.pytrees import pytree, static
 
 Scalar = Float[Array, ""] | float
@@ -190,7 +190,7 @@ def coordinates(
     for position in reversed(range(len(space.axes))):
         axis = space.axes[position]
         total = start[position] + carry
-        carry = jnp.floor((total + 0.5) / axis.count)
+        carry = elementary.floor((total + 0.5) / axis.count)
         values[axis.name] = _value(axis, total - carry * axis.count)
     return {name: values[name] for name in space.names}
 
@@ -201,8 +201,8 @@ def _value(axis: Axis, digit: Scalar) -> Scalar:
         return line
     if isinstance(digit, int):
         return line + float(axis.table[min(digit, axis.table.size - 1)])
-    position = jnp.minimum(jnp.asarray(digit).astype(jnp.int32), axis.table.size - 1)
-    return line + jnp.asarray(axis.table, jnp.asarray(line).dtype)[position]
+    position = elementary.minimum(elementary.position(digit), axis.table.size - 1)
+    return line + elementary.entry(axis.table, position, line)
 
 
 def _only(axis: Axis, digit: int) -> Axis:

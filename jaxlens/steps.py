@@ -14,11 +14,12 @@ from jaxtyping import Array, Float
 from jaxlens import collectives, rooflines
 from jaxlens.deployments import Deployment
 from jaxlens.eager import expanded
-from jaxlens.experts import busiest_rank
+from jaxlens.expert_ranks import Placement, busiest
 from jaxlens.loads import (
     Extents,
     Load,
     decode_extents,
+    expert_placement,
     expert_span,
     prefill_extents,
     step_extents,
@@ -80,13 +81,32 @@ class Line:
 Lines = dict[str, Line]
 
 
+Placements = tuple[Placement | None, ...]  # of each block of a model
+
+
+def placements(model: Model, deployment: Deployment, *loads: Load) -> Placements:
+    """Returns where the experts of every block are: the same for steps of any load."""
+    return tuple(
+        expert_placement(block, deployment, *loads) if "top_k" in block.sizes else None
+        for block in model.blocks
+    )
+
+
 def items(
-    model: Model, deployment: Deployment, load: Load, phases: Phases
+    model: Model,
+    deployment: Deployment,
+    load: Load,
+    phases: Phases,
+    placed: Placements | None = None,
 ) -> list[Item]:
-    """Returns everything that a step asks of one GPU: no coefficient has a say in it."""
+    """Returns everything that a step asks of one GPU: no coefficient has a say in it.
+
+    `placed` are the `placements` of the model, found here where not given.
+    """
     result = []
-    for block in model.blocks:
-        for name, asks in _block_items(block, model, deployment, load, phases):
+    placed = placements(model, deployment, load) if placed is None else placed
+    for block, own in zip(model.blocks, placed, strict=True):
+        for name, asks in _block_items(block, model, deployment, load, phases, own):
             item = Item(name=f"{block.label}: {name}", layers=block.layers, asks=asks)
             result.append(item if deployment.fused else _eager(item, name, block))
     stages = deployment.pipeline_parallel
@@ -140,16 +160,20 @@ def draw(line: Line, gap_power: Scalar) -> Draw:
 
 
 def _block_items(
-    block: Block, model: Model, deployment: Deployment, load: Load, phases: Phases
+    block: Block,
+    model: Model,
+    deployment: Deployment,
+    load: Load,
+    phases: Phases,
+    placed: Placement | None,
 ) -> list[tuple[str, Work | Message | Routing | Staged]]:
-    extents = step_extents(block, model, deployment, load)
-    views = {
-        "decode": {**extents, **decode_extents(block, load)},
-        "prefill": {
-            **extents,
-            **prefill_extents(block if deployment.fused else _square(block), load),
-        },
-    }
+    extents = step_extents(block, model, deployment, load, placed)
+    views = {}
+    if "decode" in phases:
+        views["decode"] = {**extents, **decode_extents(block, load)}
+    if "prefill" in phases:
+        seen = block if deployment.fused else _square(block)
+        views["prefill"] = {**extents, **prefill_extents(seen, load)}
     result: list[tuple[str, Work | Message | Routing | Staged]] = []
     for step in program(
         block.operations, deployment.sequence_parallel, deployment.fused
@@ -173,8 +197,9 @@ def _block_items(
                 result[-1] = (f"{before} with {step.kind}", staged)
             else:
                 result.append((f"{step.name} {step.kind}", sent))
-    if "top_k" in block.sizes:
-        result.append(("routing", _routing_of(block, model, deployment, load)))
+    if placed is not None:
+        asks = _routing_of(block, model, deployment, load, placed)
+        result.append(("routing", asks))
     return result
 
 
@@ -227,19 +252,17 @@ def _chunk(product: Work, stages: Scalar) -> Work:
 
 
 def _routing_of(
-    block: Block, model: Model, deployment: Deployment, load: Load
+    block: Block,
+    model: Model,
+    deployment: Deployment,
+    load: Load,
+    placed: Placement,
 ) -> Routing:
-    busiest = busiest_rank(
-        tokens(load) * expert_span(deployment),
-        block.sizes["z"],
-        block.sizes["top_k"],
-        deployment.routing_skew,
-        deployment.expert_parallel,
-    )
+    most = busiest(tokens(load) * expert_span(deployment), placed)
     return Routing(
         local_experts=block.sizes["z"] / deployment.expert_parallel,
         block_scaled=model.formats.block_scaled,
-        excess_load=busiest - 1.0,
+        excess_load=most - 1.0,
     )
 
 
@@ -296,7 +319,9 @@ def _overlapped(asks: Staged, machine: Machine, sms: Scalar) -> Line:
     both = beside.seconds + transfer
     clocked = beside.clocked_seconds * beside.seconds / both
     return Line(
-        seconds=staged_seconds(first.seconds, beside.seconds, transfer, stages),
+        seconds=staged_seconds(
+            first.seconds, beside.seconds, transfer, stages, chip.overlap_contention
+        ),
         clocked_seconds=first.clocked_seconds + (stages - 1.0) * clocked,
         launch_seconds=stages * first.launch_seconds,
         flop_joules=stages * first.flop_joules,

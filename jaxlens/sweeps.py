@@ -7,10 +7,10 @@ missed. Nothing raises.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlens.batch import Columns, evaluate
+from jaxlens import elementary
+from jaxlens.batch import Columns, elementwise, evaluate
 from jaxlens.deployments import UNLIMITED, Workload
 from jaxlens.economics import economics
 from jaxlens.expressions import slack
@@ -35,13 +35,14 @@ def sweep(
     return evaluate(outcome, question, space, progress)
 
 
+@elementwise
 def outcome(question: Question, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Returns knobs, results and slacks of one deployment; scalar in, scalars out.
 
     Results are those of steady state with all sequences in flight or, where there are
     arrivals, at that load: then the batch is a limit. Power budgets hold for the former.
     """
-    layout = jnp.asarray(values["layout"]).astype(jnp.int32)
+    layout = elementary.position(values["layout"])
     knobs = device_knobs(question, values, layout)
     asked = {name: value for name, value in knobs.items() if name != "sequences"}
     sent = {name: asked.pop(name) for name, o in FIELDS.items() if o == "workload"}
@@ -61,7 +62,7 @@ def outcome(question: Question, values: Mapping[str, Scalar]) -> dict[str, Scala
         served = _served(full, load, question.arrivals, workload)
     results = {"layout": values["layout"], **knobs, **_results(question, served, load)}
     slacks = {
-        "layout": question.layouts.slack[layout],
+        "layout": elementary.entry(question.layouts.slack, layout),
         "batch": knobs["sequences"] / knobs["pipeline_parallel"] - 1.0,
         "chip": _chip_slack(question, values, knobs),
         "where": _bound_slack(question, results, layout),
@@ -76,7 +77,7 @@ def _served(
     full: Estimate, load: LoadEstimate, arrivals: Arrivals, workload: Workload
 ) -> Estimate:
     """The estimate of a deployment that serves what arrives, as far as it can."""
-    requests = jnp.minimum(
+    requests = elementary.minimum(
         arrivals.requests_per_second, load.capacity_requests_per_second
     )
     return replace(
@@ -117,18 +118,18 @@ def _chip_slack(
     """Slack of clock, power cap and SMs within what the chip allows."""
     chip = question.profile.chip
     clock, cap = values["clock"], values["power_cap_watts"]
-    locked = jnp.minimum(clock / chip.min_hz - 1.0, 1.0 - clock / chip.max_hz)
+    locked = elementary.minimum(clock / chip.min_hz - 1.0, 1.0 - clock / chip.max_hz)
     free = (question.hertz < 0.5) | (clock > OPEN)
-    capped = jnp.minimum(cap / chip.idle_watts - 1.0, 1.0 - cap / chip.tdp_watts)
+    capped = elementary.minimum(cap / chip.idle_watts - 1.0, 1.0 - cap / chip.tdp_watts)
     sms = 1.0 - knobs["communication_sms"] / (chip.sms - 1.0)
-    slack_clock = jnp.where(free, 1.0, _tolerant(locked))
-    slack_cap = jnp.where(cap > OPEN, 1.0, _tolerant(capped))
-    return jnp.minimum(jnp.minimum(slack_clock, slack_cap), sms)
+    slack_clock = elementary.where(free, 1.0, _tolerant(locked))
+    slack_cap = elementary.where(cap > OPEN, 1.0, _tolerant(capped))
+    return elementary.minimum(elementary.minimum(slack_clock, slack_cap), sms)
 
 
 def _tolerant(slack: Scalar) -> Scalar:
     """Bounds are met by what is as large, in float32."""
-    return jnp.where(jnp.abs(slack) < EQUAL, 0.0, slack)
+    return elementary.where(elementary.absolute(slack) < EQUAL, 0.0, slack)
 
 
 def _bound_slack(
@@ -137,9 +138,9 @@ def _bound_slack(
     """The least slack of the bounds that a space has: of degrees, and of the others."""
     chip = question.profile.chip
     known = {**results, **{name: getattr(chip, name) for name in CHIP_NAMES}}
-    least = jnp.asarray(question.layouts.bound_slack)[layout]
+    least = elementary.entry(question.layouts.bound_slack, layout)
     for bound in question.bounds:
-        least = jnp.minimum(least, slack(bound, known))
+        least = elementary.minimum(least, slack(bound, known))
     return least
 
 
@@ -156,7 +157,7 @@ def _limit_slacks(
         "ttft": 1.0 - mean / limits.ttft_seconds,
         "ttft_p99": 1.0 - late / limits.ttft_p99_seconds,
         "tpot": 1.0 - token / limits.tpot_seconds,
-        "rate": load.load_slack if load else jnp.ones_like(prefill),
+        "rate": load.load_slack if load else elementary.ones_like(prefill),
     }
 
 
@@ -168,7 +169,9 @@ def _power_slacks(question: Question, estimate: Estimate) -> dict[str, Scalar]:
     excess: Scalar = 0.0
     held = {}
     for name, value in slacks.items():
-        excess = jnp.maximum(excess, -value)
+        excess = elementary.maximum(excess, -value)
         soft = question.soft[name] > 0.5
-        held[f"slack_{name}"] = jnp.where(soft, jnp.maximum(value, 0.0), value)
+        held[f"slack_{name}"] = elementary.where(
+            soft, elementary.maximum(value, 0.0), value
+        )
     return {"power_excess": excess, **held}

@@ -2,7 +2,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlens.batch import CHUNK, columns, compilations, evaluate
+from jaxlens import elementary
+from jaxlens.batch import (
+    CHUNK,
+    PLAIN_CHUNK,
+    columns,
+    compilations,
+    elementwise,
+    evaluate,
+)
 from jaxlens.spaces import choices, grid, integers, space
 
 
@@ -16,6 +24,16 @@ def reciprocal(scale, values):
 
 def other(scale, values):
     return {"root": jnp.sqrt(scale * values["x"])}
+
+
+def compiled(scale, values):
+    root = elementary.sqrt(scale * values["x"])
+    return {"root": root, "more": elementary.exp(-root) + values["y"], "scale": scale}
+
+
+@elementwise
+def at_once(scale, values):
+    return compiled(scale, values)
 
 
 def test_results_are_in_the_order_of_the_space():
@@ -70,3 +88,15 @@ def test_a_nan_in_a_part_is_named_by_its_index_in_the_space():
     asked = space(integers("x", -3, 2))
     with pytest.raises(ValueError, match=r"in 1 of 4.*index 3, \{'x': 0\.0\}"):
         columns(reciprocal, 1.0, asked, 1, 4)
+
+
+def test_small_spaces_of_elementwise_functions_need_no_program():
+    asked = space(grid("x", 0.0, 9.0, PLAIN_CHUNK - 1), integers("y", 1, 3))
+    found, expected = (evaluate(one, 2.0, asked) for one in (at_once, compiled))
+    assert compilations(at_once) == 0
+    for name, values in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+    part = columns(at_once, 2.0, asked, PLAIN_CHUNK + 5, 20)
+    whole = found["more"][PLAIN_CHUNK + 5 : PLAIN_CHUNK + 25]
+    np.testing.assert_array_equal(part["more"], whole)

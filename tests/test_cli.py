@@ -250,21 +250,37 @@ def test_scaled_numbers_read_well():
     assert shown == ["0 J", "1.00 J", "1.00 kJ", "1.43 J", "188 J", "20.0 µJ"]
 
 
-def test_the_command_runs_cold_and_keeps_what_it_compiled(tmp_path):
+def run_cold(tmp_path, *arguments):
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("JAX")
     }
     environment["XDG_CACHE_HOME"] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "jaxlens.cli", *ONE, "--json"],
+        [sys.executable, *arguments],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout).keys() >= KEYS
-    assert any((tmp_path / "jaxlens" / "compilations").iterdir())
+    return done.stdout, list((tmp_path / "jaxlens" / "compilations").iterdir())
+
+
+def test_one_answer_compiles_nothing(tmp_path):
+    out, compiled = run_cold(tmp_path, "-m", "jaxlens.cli", *ONE, "--json")
+    assert json.loads(out).keys() >= KEYS
+    assert not compiled
+
+
+def test_what_is_compiled_is_kept(tmp_path):
+    lines = (
+        "import jax",
+        "from jaxlens.cli.jax_settings import keep_compilations",
+        "keep_compilations()",
+        "jax.jit(lambda x: x + 1.0)(1.0)",
+    )
+    _, compiled = run_cold(tmp_path, "-c", "; ".join(lines))
+    assert compiled
 
 
 def test_the_cache_follows_the_platform(monkeypatch, tmp_path):

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlens.experts import active_experts, busiest_rank, routing
+from jaxlens import expert_ranks
+from jaxlens.expert_ranks import busiest_rank, placement
+from jaxlens.experts import active, active_experts, routing
 
 ACTIVE = jax.jit(jax.vmap(active_experts))
 BUSIEST = jax.jit(jax.vmap(busiest_rank))
@@ -167,3 +169,11 @@ def test_gradients_agree_with_finite_differences():
             np.testing.assert_allclose(
                 exact[i], numeric, rtol=2e-3, atol=2e-4 * scale.max()
             )
+
+
+def test_steps_of_any_size_share_where_experts_are():
+    placed = placement(routing(128.0, 8.0, 0.5), 8.0)
+    for tokens in (1.0, 60.0, 4000.0):
+        both = expert_ranks.busiest(tokens, placed), active(tokens, placed.routing)
+        assert float(both[0]) == float(busiest_rank(tokens, 128.0, 8.0, 0.5, 8.0))
+        assert float(both[1]) == float(active_experts(tokens, 128.0, 8.0, 0.5))

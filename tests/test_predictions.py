@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxlens import Deployment, Workload, load_model, load_profile, predict
+from jaxlens.predictions import exact
 
 PROFILE = load_profile("h100-sxm", "vllm-0.11")
 WORKLOAD = Workload(prompt_tokens=1024.0, output_tokens=256.0)
@@ -167,3 +168,24 @@ def test_compiled_and_batched_answers_are_the_same():
     one_by_one = [float(joules(batch)) for batch in batches]
     together = jax.jit(jax.vmap(joules))(batches)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-30B-A3B", "nvidia/Nemotron-H-8B-Base-8K"])
+def test_answers_without_jax_are_the_same(name):
+    model = load_model(name)
+    deployment = Deployment(**LAYOUT, expert_parallel=4.0, power_cap_watts=400.0)
+    found = exact(model, PROFILE, deployment, WORKLOAD)
+    expected = predict(model, PROFILE, deployment, WORKLOAD)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for own, other in pairs:
+        assert not isinstance(own, jax.Array)
+        assert float(own) == pytest.approx(float(other), rel=1e-9)
+
+
+def test_answers_without_jax_take_many_at_once(llama):
+    batches = np.array([1.0, 64.0, 512.0])
+    layout = Deployment(**{**LAYOUT, "batch": batches})
+    many = exact(llama, PROFILE, layout, WORKLOAD).joules_per_output_token
+    one = estimate(llama).joules_per_output_token
+    assert many.shape == (3,)
+    assert float(many[1]) == pytest.approx(float(one), rel=1e-9)

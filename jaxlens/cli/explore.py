@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from jaxlens import exploring
-from jaxlens.answers import answer
 from jaxlens.cli.explore_content import content
 from jaxlens.cli.explore_files import check_file, write_page, write_recommendation
 from jaxlens.cli.explore_options import ANSWER, ExploreOptions
@@ -31,9 +30,8 @@ from jaxlens.cli.hosts import joined
 from jaxlens.cli.options import Json, option, with_options
 from jaxlens.cli.pictures import check_picture, draw
 from jaxlens.cli.tables import print_json, print_notes
-from jaxlens.declarations import SearchSpace
 from jaxlens.exploring import ExploreResult
-from jaxlens.plans import DEFAULT_MAX_GPUS, plans
+from jaxlens.plans import DEFAULT_MAX_GPUS
 from jaxlens.pools.search import PoolsResult
 
 NOTHING_FEASIBLE = 2
@@ -170,7 +168,7 @@ def _explore(
             "pools: expected --arrivals, the requests per second, got none."
         )
     hidden = as_json or not leads
-    with _progress(hidden) as progress, _warming(given["space"]):
+    with _progress(hidden) as progress:
         result = exploring.explore(
             **given, full=files["full"], checkpoint=checkpoint, progress=progress
         )
@@ -237,23 +235,6 @@ def _print(
     if pooled is not None:
         show_pools(result, pooled)
         print_notes([NOTE])
-
-
-@contextmanager
-def _warming(space: SearchSpace) -> Iterator[None]:
-    """Has the small programs of a full answer compiled beside the large one."""
-
-    def warm() -> None:
-        with suppress(ValueError):
-            asked = plans(space)[0].request
-            answer(asked, exploring.estimate(asked))
-
-    thread = Thread(target=warm)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 @contextmanager

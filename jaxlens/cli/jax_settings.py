@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 def keep_compilations() -> None:
     """Has JAX keep compiled programs on disk, unless the user has told it where.
 
-    Small programs too: a single prediction runs a few dozen of them, each in no time.
+    Small programs too: a search or a fit runs dozens of them, each in no time.
     """
     import jax
 

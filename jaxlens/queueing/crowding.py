@@ -8,9 +8,9 @@ long queues feel in full.
 Source: W. Whitt, "The Queueing Network Analyzer", Bell System Technical Journal 62(9), 1983.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.pytrees import pytree
 from jaxlens.queueing.occupancy import Occupancy, Server
 from jaxlens.smooth import smooth_min
@@ -77,7 +77,7 @@ def crowd(server: Server, mean: Occupancy, clusters: Clusters) -> Crowd:
     gap = per_gap(mean.budget_utilisation)
     fill = mean.prompt_share
     piece = mean.prompt_seconds + mean.fixed_seconds * steps_filled(mean)
-    period = BACKLOG_PERIOD * jnp.sqrt(fill * gap) * gap * piece
+    period = BACKLOG_PERIOD * elementary.sqrt(fill * gap) * gap * piece
     period = period + STEP_PERIOD * (1.0 - fill) * step / (alone * alone)
     period = 0.5 * (1.0 + clusters.squared_variation) * period
     slowness = period / (period + outputs * step) * prompts / (step * step)
@@ -93,7 +93,7 @@ def crowd(server: Server, mean: Occupancy, clusters: Clusters) -> Crowd:
         skew=2.0 - (2.0 - 1.0 / cluster) / mean.crowding,
         cluster=cluster,
         slowness=slowness,
-        busy=1.0 - jnp.exp(-running / cluster - mean.served_rate * prefill),
+        busy=1.0 - elementary.exp(-running / cluster - mean.served_rate * prefill),
         step_variance=prompts + per_sequence * mean.sequences * variance,
         dispersion=dispersion,
     )
@@ -105,11 +105,11 @@ def _prompt_variance(server: Server, mean: Occupancy, dispersion: Scalar) -> Sca
     Their number is that of the arrivals in the step before: a branching process,
     s^2 x / (1 - (rate s)^2). Prompts that fill steps alone are one or none.
     """
-    carrying = jnp.minimum(mean.requests_per_step * mean.chunks, 1.0)
+    carrying = elementary.minimum(mean.requests_per_step * mean.chunks, 1.0)
     fill = mean.prompt_share
     each = mean.prompt_seconds * mean.prompt_seconds / mean.chunks
     each = each * (1.0 + server.prompt_tokens_cv * server.prompt_tokens_cv)
-    counted = jnp.maximum(dispersion - fill * carrying, 0.02)
+    counted = elementary.maximum(dispersion - fill * carrying, 0.02)
     prefill = mean.prefill_utilisation
     memory = 1.0 - (1.0 - fill) * prefill * prefill
     return each * mean.requests_per_step * counted / memory
@@ -123,5 +123,5 @@ def steps_filled(mean: Occupancy) -> Scalar:
 def per_gap(utilisation: Scalar) -> Scalar:
     """Returns 1 / (1 - u), along its tangent from `NEAR_FULL` on: finite in overload."""
     top = 1.0 / (1.0 - NEAR_FULL)
-    below = 1.0 / (1.0 - jnp.minimum(utilisation, NEAR_FULL))
-    return below + jnp.maximum(utilisation - NEAR_FULL, 0.0) * top * top
+    below = 1.0 / (1.0 - elementary.minimum(utilisation, NEAR_FULL))
+    return below + elementary.maximum(utilisation - NEAR_FULL, 0.0) * top * top

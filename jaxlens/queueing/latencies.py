@@ -9,9 +9,9 @@ distribution for all but the slot, whose wait is zero or exponential.
 Measured: against `tests/discrete_event_server.py`, see `docs/load_and_pools.md`.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.power import static_watts
 from jaxlens.predictions import Estimate, predict
@@ -128,10 +128,12 @@ def at_load(
     server = Server(
         law=seconds,
         slots=deployment.batch / lanes,
-        budget_tokens=jnp.minimum(deployment.chunk_tokens, profile.stack.chunk_tokens),
-        prompt_tokens=jnp.maximum(workload.prompt_tokens, 1.0),
+        budget_tokens=elementary.minimum(
+            deployment.chunk_tokens, profile.stack.chunk_tokens
+        ),
+        prompt_tokens=elementary.maximum(workload.prompt_tokens, 1.0),
         prompt_tokens_cv=arrivals.prompt_tokens_cv,
-        output_tokens=jnp.maximum(workload.output_tokens, 1.0),
+        output_tokens=elementary.maximum(workload.output_tokens, 1.0),
         output_tokens_cv=workload.output_tokens_cv,
     )
     idle = static_watts(requested_clock(profile.chip, deployment), profile.chip)
@@ -204,23 +206,25 @@ def _token_tails(
     """
     sequences = smooth_min(mean.sequences + crowd.variance, server.slots, SOFTNESS)
     plain = mean.fixed_seconds + mean.sequence_seconds * sequences
-    prompts = jnp.maximum(crowd.token_seconds - plain, SMALLEST * plain)
+    prompts = elementary.maximum(crowd.token_seconds - plain, SMALLEST * plain)
     variance = crowd.step_variance
     skew = (NORMAL_99 * NORMAL_99 - 1.0) / 6.0 * variance / prompts
-    beyond = prompts + NORMAL_99 * jnp.sqrt(variance) + skew
+    beyond = prompts + NORMAL_99 * elementary.sqrt(variance) + skew
     most = mean.sequences + crowd.variance
-    most = most + NORMAL_99 * jnp.sqrt(mean.sequences * crowd.variance + SMALLEST)
+    most = most + NORMAL_99 * elementary.sqrt(
+        mean.sequences * crowd.variance + SMALLEST
+    )
     most = smooth_min(most, server.slots, SOFTNESS)
     full = mean.fixed_seconds + mean.sequence_seconds * most
     full = full + mean.prompt_seconds / steps_filled(mean)
     between = smooth_min(plain + beyond, full, TAIL_SOFTNESS)
     spread = 1.0 + server.output_tokens_cv * server.output_tokens_cv
-    decoded = jnp.maximum(server.output_tokens - 1.0, 1.0)
+    decoded = elementary.maximum(server.output_tokens - 1.0, 1.0)
     token = crowd.token_seconds
     per_sequence = mean.sequence_seconds * mean.sequence_seconds
     slow = crowd.slowness * token * token
     slow = slow + 0.5 * per_sequence * crowd.running * crowd.variance
-    deviation = jnp.sqrt(variance * spread / decoded + slow)
+    deviation = elementary.sqrt(variance * spread / decoded + slow)
     request = smooth_min(token + REQUEST_TAIL * deviation, between, TAIL_SOFTNESS)
     return request, between
 
@@ -237,10 +241,10 @@ def _power(
     """Watts per GPU and joules per output token; an idle server draws static power."""
     if joules is None:
         return 0.0, 0.0
-    busy = jnp.maximum(crowd.busy, SMALLEST)
+    busy = elementary.maximum(crowd.busy, SMALLEST)
     sequences = mean.sequences / busy
     tokens = mean.requests_per_step * server.prompt_tokens / busy
-    sequences = jnp.minimum(sequences, server.slots)
+    sequences = elementary.minimum(sequences, server.slots)
     ratio = joules.at(sequences, tokens) / server.law.at(sequences, tokens)
     watts = busy * ratio + (1.0 - busy) * idle_watts
     rate = mean.served_rate * server.output_tokens

@@ -16,9 +16,9 @@ Informatica 12, 1979: with a speed that depends on how many are served, their nu
 depend on the distribution of work. A step of a + b B makes it negative binomial.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.pytrees import pytree
 from jaxlens.queueing.step_laws import StepLaw
 from jaxlens.smooth import smooth_min
@@ -79,7 +79,7 @@ def occupancy(server: Server, rate: Scalar) -> Occupancy:
     """
     decoded = server.output_tokens - 1.0
     budget = server.budget_tokens
-    chunks = jnp.maximum(1.0, server.prompt_tokens / budget)
+    chunks = elementary.maximum(1.0, server.prompt_tokens / budget)
     by_slots = server.slots / (decoded + chunks)
     by_budget = budget / (server.prompt_tokens + decoded)
     most = smooth_min(by_slots, by_budget, BOUND_SOFTNESS)
@@ -90,7 +90,7 @@ def occupancy(server: Server, rate: Scalar) -> Occupancy:
     started = _requests_per_step(server, served, most)
     seconds, _ = _mean_step(server, started)
     sequences = started * decoded
-    left = jnp.maximum(budget - sequences, LEAST_BUDGET * budget)
+    left = elementary.maximum(budget - sequences, LEAST_BUDGET * budget)
     fixed, sequence, prompt = _tangent(server, started, seconds)
     prefill = served * prompt
     return Occupancy(
@@ -103,13 +103,13 @@ def occupancy(server: Server, rate: Scalar) -> Occupancy:
         requests_per_step=started,
         step_seconds=seconds,
         sequences=sequences,
-        chunks=jnp.maximum(1.0, server.prompt_tokens / left),
-        prompt_share=jnp.minimum(1.0, server.prompt_tokens / left),
+        chunks=elementary.maximum(1.0, server.prompt_tokens / left),
+        prompt_share=elementary.minimum(1.0, server.prompt_tokens / left),
         fixed_seconds=fixed,
         sequence_seconds=sequence,
         prompt_seconds=prompt,
         prefill_utilisation=prefill,
-        crowding=jnp.maximum(1.0, (1.0 - prefill) * seconds / fixed),
+        crowding=elementary.maximum(1.0, (1.0 - prefill) * seconds / fixed),
     )
 
 
@@ -119,8 +119,8 @@ def _requests_per_step(server: Server, rate: Scalar, most: Scalar) -> Scalar:
     for _ in range(STEPS if server.law.experts is None else STEPS_WITH_EXPERTS):
         seconds, slope = _mean_step(server, found)
         excess = found - rate * seconds
-        found = found - excess / jnp.maximum(1.0 - rate * slope, 0.01)
-        found = jnp.clip(found, 1e-3 * FEWEST * most, most)
+        found = found - excess / elementary.maximum(1.0 - rate * slope, 0.01)
+        found = elementary.clip(found, 1e-3 * FEWEST * most, most)
     return found
 
 
@@ -128,7 +128,10 @@ def _mean_step(server: Server, started: Scalar) -> tuple[Scalar, Scalar]:
     """Mean seconds of a step in which `started` requests start, and its derivative."""
     law, decoded = server.law, server.output_tokens - 1.0
     sequences = started * decoded
-    prompt = law.prompt_token(jnp.minimum(sequences, law.slots)) * server.prompt_tokens
+    prompt = (
+        law.prompt_token(elementary.minimum(sequences, law.slots))
+        * server.prompt_tokens
+    )
     rise = (law.per_prompt_token_full - law.per_prompt_token) / law.slots
     rise = rise * server.prompt_tokens * started
     experts, per_sequence, per_prompt = _experts(server, started, sequences)
@@ -163,10 +166,10 @@ def _tangent(
 ) -> tuple[Scalar, Scalar, Scalar]:
     """Fixed, per sequence and per prompt: the affine law that touches the mean step."""
     law, decoded = server.law, server.output_tokens - 1.0
-    sequences = jnp.minimum(started * decoded, law.slots)
+    sequences = elementary.minimum(started * decoded, law.slots)
     _, per_sequence, per_prompt = _experts(server, started, sequences)
-    sequence = jnp.maximum(law.per_sequence + per_sequence, 0.0)
+    sequence = elementary.maximum(law.per_sequence + per_sequence, 0.0)
     prompt = law.prompt_token(sequences) * server.prompt_tokens
-    prompt = jnp.maximum(prompt + per_prompt, 0.0)
+    prompt = elementary.maximum(prompt + per_prompt, 0.0)
     rest = seconds - started * (decoded * sequence + prompt)
-    return jnp.maximum(rest, LEAST_FIXED * seconds), sequence, prompt
+    return elementary.maximum(rest, LEAST_FIXED * seconds), sequence, prompt

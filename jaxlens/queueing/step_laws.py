@@ -10,9 +10,9 @@ a little more beside more sequences: linear in B between a lone prefill and a fu
 
 from dataclasses import replace
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.deployments import Deployment, Workload
 from jaxlens.loads import Load, expert_span
 from jaxlens.predictions import Estimate
@@ -126,7 +126,7 @@ def prefill_laws(
 
 def _prefill_law(one: Scalar, two: Scalar, tokens: Scalar) -> StepLaw:
     """Through a step of one chunk; chunks are no cheaper in pairs than they double."""
-    fixed = jnp.maximum(2.0 * one - two, 0.0)
+    fixed = elementary.maximum(2.0 * one - two, 0.0)
     each = (one - fixed) / tokens
     return StepLaw(
         fixed=fixed,

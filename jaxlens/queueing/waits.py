@@ -16,9 +16,9 @@ Exponential Servers", Operations Research 29(3), 1981 (probability of waiting); 
 M. Hilferty, "The Distribution of Chi-Square", PNAS 17, 1931 (gamma quantiles).
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlens import elementary
 from jaxlens.pytrees import pytree
 from jaxlens.queueing.crowding import SMALLEST, Clusters, Crowd, per_gap, steps_filled
 from jaxlens.queueing.occupancy import SERVED_SOFTNESS, Occupancy, Server
@@ -75,13 +75,13 @@ def slot_wait(
     """
     steps = server.output_tokens - 1.0 + mean.chunks
     used = smooth_min(mean.requests_per_step * steps, server.slots, SERVED_SOFTNESS)
-    deviation = jnp.sqrt(used * crowd.variance)
+    deviation = elementary.sqrt(used * crowd.variance)
     # The power that makes a distribution of that skew nearly normal.
     power = 1.0 - crowd.skew / 3.0
-    ratio = jnp.exp(jnp.log(server.slots / used) * power)
-    beta = jnp.maximum(used / deviation / power * (ratio - 1.0), 0.0)
-    density = NORMAL_PEAK * jnp.exp(-0.5 * beta * beta)
-    below = 1.0 / (1.0 + jnp.exp(-LOGIT_PER_NORMAL * beta))
+    ratio = elementary.exp(elementary.log(server.slots / used) * power)
+    beta = elementary.maximum(used / deviation / power * (ratio - 1.0), 0.0)
+    density = NORMAL_PEAK * elementary.exp(-0.5 * beta * beta)
+    below = 1.0 / (1.0 + elementary.exp(-LOGIT_PER_NORMAL * beta))
     gap = per_gap(mean.utilisation)
     variation = clusters.dispersion(steps * mean.step_seconds * gap)
     outputs = server.output_tokens_cv * server.output_tokens_cv
@@ -96,25 +96,27 @@ def slot_wait(
 def prefill_wait(server: Server, mean: Occupancy, clusters: Clusters) -> Wait:
     """Wait for prompts that fill the budget of steps: Allen-Cunneen with budget / L servers."""
     fill = mean.prompt_share
-    rest, root = 1.0 - fill, jnp.sqrt(fill)
+    rest, root = 1.0 - fill, elementary.sqrt(fill)
     gap = per_gap(mean.budget_utilisation)
     squared = clusters.squared_variation
     prompts = server.prompt_tokens_cv * server.prompt_tokens_cv
     piece = mean.prompt_seconds + mean.fixed_seconds * steps_filled(mean)
     piece = piece + mean.sequence_seconds * mean.sequences * steps_filled(mean)
-    free = 1.0 - jnp.minimum(mean.budget_utilisation, 1.0)
+    free = 1.0 - elementary.minimum(mean.budget_utilisation, 1.0)
     light = (
-        free * jnp.maximum(squared - 1.0, 0.0) / (squared + 4.0 * prompts + SMALLEST)
+        free
+        * elementary.maximum(squared - 1.0, 0.0)
+        / (squared + 4.0 * prompts + SMALLEST)
     )
     single = squared / (1.0 + light + 0.5 * light * light)
     variation = fill * single + rest * clusters.dispersion(piece / fill * gap * gap)
     full = root * mean.budget_utilisation + (1.0 - root) * mean.budget_share
-    full = jnp.log(jnp.minimum(full, 0.999))
-    exponent = jnp.sqrt(2.0 * (1.0 + 1.0 / fill)) - 1.0
-    exponent = exponent / jnp.sqrt(fill + rest * variation)
-    rarity = jnp.maximum(exponent * full, RAREST)
-    waits = jnp.exp(rarity)
-    met = jnp.exp(2.0 / (1.0 + variation) * rarity)  # by arrivals, in clusters
+    full = elementary.log(elementary.clip(full, SMALLEST, 0.999))  # rounding: below 0
+    exponent = elementary.sqrt(2.0 * (1.0 + 1.0 / fill)) - 1.0
+    exponent = exponent / elementary.sqrt(fill + rest * variation)
+    rarity = elementary.maximum(exponent * full, RAREST)
+    waits = elementary.exp(rarity)
+    met = elementary.exp(2.0 / (1.0 + variation) * rarity)  # by arrivals, in clusters
     mean_seconds = piece * waits * gap * 0.5 * (variation + prompts)
     return Wait(mean=mean_seconds, probability=met, seconds_if_any=mean_seconds / met)
 
@@ -174,7 +176,7 @@ def _shared_step(
         cube / 3.0
         - 0.25 * seen * seen
         + prompt * prompt * prompts * count
-        + prefill * (1.0 + prefill) * jnp.maximum(cube - seen * seen, 0.0)
+        + prefill * (1.0 + prefill) * elementary.maximum(cube - seen * seen, 0.0)
     )
     together = rate * seen + companions
     return SharedStep(
@@ -222,25 +224,27 @@ def quantiles(first: FirstToken, slot: Wait) -> tuple[Scalar, Scalar]:
     that is half of them. Deviations of independent parts add up in squares at the p99.
     """
     waited = first.step_wait + first.prefill_wait
-    variance = jnp.maximum(first.variance, LEAST_VARIATION * waited * waited)
-    deviation = jnp.sqrt(variance + SMALLEST * first.own * first.own)
+    variance = elementary.maximum(first.variance, LEAST_VARIATION * waited * waited)
+    deviation = elementary.sqrt(variance + SMALLEST * first.own * first.own)
     skew = first.third / (deviation * deviation * deviation)
-    skew = jnp.clip(skew, LEAST_SKEW, MOST_SKEW)
+    skew = elementary.clip(skew, LEAST_SKEW, MOST_SKEW)
 
     def quantile(normal: Scalar) -> Scalar:
         root = 1.0 + normal * skew / 6.0 - skew * skew / 36.0
-        root = jnp.maximum(root, 0.0)
+        root = elementary.maximum(root, 0.0)
         beyond = 2.0 / skew * (root * root * root - 1.0)
-        return jnp.maximum(waited + deviation * beyond, 0.0)
+        return elementary.maximum(waited + deviation * beyond, 0.0)
 
     def of_slot(beyond: float) -> Scalar:
-        odds = jnp.log(slot.probability / beyond + SMALLEST)
-        return slot.seconds_if_any * jnp.maximum(odds, 0.0)
+        odds = elementary.log(slot.probability / beyond + SMALLEST)
+        return slot.seconds_if_any * elementary.maximum(odds, 0.0)
 
-    among = jnp.minimum(0.5 / (1.0 - jnp.minimum(slot.probability, 0.5)), 0.9)
-    p50 = first.own + quantile(jnp.log(among / (1.0 - among)) / LOGIT_PER_NORMAL)
+    among = elementary.minimum(
+        0.5 / (1.0 - elementary.minimum(slot.probability, 0.5)), 0.9
+    )
+    p50 = first.own + quantile(elementary.log(among / (1.0 - among)) / LOGIT_PER_NORMAL)
     p50 = p50 + of_slot(0.5)
     part = quantile(NORMAL_99) - waited
-    other = jnp.maximum(of_slot(0.01) - slot.mean, 0.0)
-    p99 = first.own + waited + slot.mean + jnp.sqrt(part * part + other * other)
+    other = elementary.maximum(of_slot(0.01) - slot.mean, 0.0)
+    p99 = first.own + waited + slot.mean + elementary.sqrt(part * part + other * other)
     return p50, p99
