@@ -81,7 +81,9 @@ class Stack:
     softness: Scalar  # of the roofline: 0 perfect overlap (max), 1 none (sum)
     # Fixed times.
     kernel_seconds: Scalar  # launch and drain of one kernel
-    attention_seconds: Scalar  # ... and what attention takes on top: splits and their sum
+    attention_seconds: (
+        Scalar  # ... and what attention takes on top: splits and their sum
+    )
     passes: Scalar  # kernels that one element-wise step of the model takes
     softmax_passes: Scalar  # ... and a softmax that is not fused
     experts_seconds: Scalar  # routing, sorting and gathering of one expert layer
