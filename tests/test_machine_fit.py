@@ -3,11 +3,13 @@ import io
 import json
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import machine_runs
 import numpy as np
 import pytest
 
+from jaxlens import calibration
 from jaxlens.calibration.machines import kernel_tables, runs
 from jaxlens.calibration.machines.chips import facts_of
 from jaxlens.calibration.machines.fitting import fit_machine, folds, problem
@@ -176,6 +178,19 @@ def test_the_profile_that_is_written_says_what_the_fit_says(processor):
     for family, said in judged.items():
         errors = report["families"][family]["time"]
         assert said["time"]["mape"] == pytest.approx(errors["in_sample"], abs=0.005)
+
+
+def test_a_measured_processor_is_known_within_stated_errors(tmp_path):
+    table = Path(calibration.__file__).parent / "data" / "amd-epyc-1-thread.parquet"
+    out = tmp_path / "mine"
+    report = command("calibrate", str(table), "--out", str(out), "--no-kernels")
+    errors = {k: f["time"]["held_out"] for k, f in report["families"].items()}
+    assert errors["attention_prefill"] < 0.15
+    assert errors["gemm"] < 0.2
+    assert errors["attention_decode"] < 0.25
+    prefill = [s for s in report["steps"] if s["phase"] == "prefill"]
+    assert len(prefill) == 2
+    assert all(abs(step["seconds_error"]) < 0.15 for step in prefill)
 
 
 def test_a_chip_that_nobody_knows_needs_its_facts(tmp_path):

@@ -15,7 +15,7 @@ Tensors = Mapping[str, Any]
 
 ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
 MEMORY_SHARE = 0.5  # of the device's memory that inputs may take
-MOST_SETS = 32
+MOST_SETS = 256
 CACHE_TURNS = 2.0  # caches that all input sets together fill
 GRAPH_SECONDS = 0.02  # that one replay should last
 SHORT_SECONDS = 2e-4  # launches below this may be bound by the host
