@@ -5,19 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from jaxlens.kernel_works import KINDS
 from jaxlens.measure.cases import Case, case
 from jaxlens.measure.devices import Device
 from jaxlens.measure.kernels import ELEMENT_BYTES
 
 SUITES = ("quick", "full", "overlap", "serving")
-OPERATIONS = (
-    "gemm",
-    "attention_prefill",
-    "attention_decode",
-    "moe",
-    "elementwise",
-    "copy",
-)
+OPERATIONS = KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
