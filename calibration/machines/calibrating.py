@@ -71,7 +71,7 @@ def calibrate_machine(
     run = read_run(paths)
     source = chips.facts_of(run, gpu)
     entry = read_entry(CHIPS, Path(source) if source.endswith(".toml") else source)
-    progress("rows")
+    progress("reading rows")
     task = problem(run, source, _unseen(run, held_out))
     progress("fitting the machine")
     fitted = fit_machine(task)
