@@ -159,15 +159,15 @@ def _power_limit(rows: list[Row]) -> tuple[float, str]:
 
 
 def _coefficients(clock_hz: float) -> dict[str, dict[str, Any]]:
-    """Placeholders for all that is about energy; priors for the few about time."""
+    """Placeholders for all that is about energy, where RAPL may move them; priors of time."""
     energies = {f"{name}_j_per_flop": 1e-11 for name in ("fp32", "tf32", "bf16")}
     energies |= {f"{name}_j_per_flop": 1e-11 for name in ("fp8", "fp4")}
     found = {
         "knee_hz": (0.5 * clock_hz, PLACEHOLDER),
         "voltage_rise": (0.0, PLACEHOLDER),
         "voltage_bend": (0.0, PLACEHOLDER),
-        "idle_watts": (0.0, PLACEHOLDER),
-        "busy_watts": (0.0, PLACEHOLDER),
+        "idle_watts": (20.0, PLACEHOLDER),
+        "busy_watts": (50.0, PLACEHOLDER),
         "hbm_j_per_byte": (1e-10, PLACEHOLDER),
         **{name: (value, PLACEHOLDER) for name, value in energies.items()},
         "link_watts": (0.0, PLACEHOLDER),
