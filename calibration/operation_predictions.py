@@ -92,6 +92,11 @@ def predict_operations(
         if _energy_is_made_up(source, stack, profile):
             said["joules"][positions] = said["idle_watts"][positions] = np.nan
             notes.append(f"{gpu}: a processor, whose energy is not predicted.")
+        if profile is None and source != gpu:
+            notes.append(
+                f"{gpu}: priced with priors of other chips; `jaxlens calibrate RUN.parquet "
+                "--out mine/`, then --profile mine/."
+            )
         notes += [f"not priced: {reason}." for reason in reasons[:LISTED]]
     said["limited_seconds"] = said["seconds"]
     said["loaded_idle_watts"] = said["idle_watts"]
