@@ -4,7 +4,7 @@ import torch
 from jaxlens.kernel_works import works
 from jaxlens.measure.cases import case
 from jaxlens.measure.devices import Cpu
-from jaxlens.measure.kernels import prepare, set_count
+from jaxlens.measure.kernels import MOST_SETS, prepare, set_count
 from jaxlens.measure.operations import kernel
 from jaxlens.measure.refusals import Unavailable
 from jaxlens.measure.suites import full
@@ -96,7 +96,7 @@ def test_predictions_and_kernels_count_the_same_work(device):
 
 
 def test_input_sets_exceed_the_cache_and_fit_into_memory(device):
-    assert set_count(1.0, device) == 32
+    assert set_count(1.0, device) == MOST_SETS
     assert set_count(device.cache_bytes, device) == 2
     assert set_count(0.4 * device.memory_bytes, device) == 1
     with pytest.raises(Unavailable, match="to fit"):
