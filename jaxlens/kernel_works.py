@@ -9,6 +9,7 @@ Chooses cases (whose predicted times tell coefficients apart) and fits machines 
 measured of them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ COLLECTIVES: Mapping[str, str] = {
     "reduce_scatter": "reduce-scatter",
     "alltoall": "all-to-all",
 }
+MAY_BE_ZERO = frozenset({"cached_tokens"})
 
 Sizes = Mapping[str, Any]
 
@@ -63,7 +65,7 @@ def works(kind: str, sizes: Sizes) -> dict[str, Work]:
         return _experts(sizes)
     if kind == "elementwise":
         return {"elementwise": _elementwise(sizes)}
-    return {"copy": _plain(float(sizes["bytes"]), "float32")}
+    return {"copy": _plain(_size(sizes, "bytes"), "float32")}
 
 
 def message(sizes: Sizes) -> Message:
@@ -75,8 +77,8 @@ def message(sizes: Sizes) -> Message:
         )
     return Message(
         kind=COLLECTIVES[operation],
-        payload_bytes=float(sizes["bytes"]),
-        ranks=float(sizes["gpus"]),
+        payload_bytes=_size(sizes, "bytes"),
+        ranks=_size(sizes, "gpus"),
     )
 
 
@@ -90,13 +92,20 @@ def format_of(dtype: str) -> str:
     return FORMATS[dtype]
 
 
+def _size(sizes: Sizes, name: str) -> float:
+    size = float(sizes.get(name, math.nan))
+    if not 0.0 <= size < math.inf or (size == 0.0 and name not in MAY_BE_ZERO):
+        raise ValueError(f"{name}: expected a finite number above 0, got {size:g}.")
+    return size
+
+
 def _element_bytes(dtype: str) -> float:
     return ELEMENT_BYTES[format_of(dtype)]
 
 
 def _gemm(sizes: Sizes) -> Work:
     """A product; narrow formats leave a result in 16 bits."""
-    m, n, k = (float(sizes[name]) for name in ("m", "n", "k"))
+    m, n, k = (_size(sizes, name) for name in ("m", "n", "k"))
     dtype = str(sizes["dtype"])
     element = _element_bytes(dtype)
     return Work(
@@ -111,18 +120,18 @@ def _gemm(sizes: Sizes) -> Work:
 
 
 def _attention_prefill(sizes: Sizes) -> Work:
-    queries, past = float(sizes["prompt_tokens"]), float(sizes["cached_tokens"])
+    queries, past = _size(sizes, "prompt_tokens"), _size(sizes, "cached_tokens")
     return _attention(sizes, queries, past + queries, seen=past + 0.5 * (queries + 1.0))
 
 
 def _attention_decode(sizes: Sizes) -> Work:
-    keys = float(sizes["context_tokens"])
+    keys = _size(sizes, "context_tokens")
     return _attention(sizes, 1.0, keys, seen=keys)
 
 
 def _attention(sizes: Sizes, queries: float, keys: float, *, seen: float) -> Work:
     batch, heads, kv_heads, width = (
-        float(sizes[name]) for name in ("batch", "heads", "kv_heads", "head_dim")
+        _size(sizes, name) for name in ("batch", "heads", "kv_heads", "head_dim")
     )
     dtype = str(sizes.get("dtype") or "bfloat16")
     element = _element_bytes(dtype)
@@ -142,7 +151,7 @@ def _attention(sizes: Sizes, queries: float, keys: float, *, seen: float) -> Wor
 def _experts(sizes: Sizes) -> dict[str, Work]:
     """An expert layer under balanced routing, on one rank, without its router."""
     tokens, width, inner, top_k, experts = (
-        float(sizes[name])
+        _size(sizes, name)
         for name in ("tokens", "width", "expert_width", "top_k", "experts")
     )
     dtype = str(sizes["dtype"])
@@ -170,7 +179,7 @@ def _experts(sizes: Sizes) -> dict[str, Work]:
 
 
 def _elementwise(sizes: Sizes) -> Work:
-    tokens, width = float(sizes["tokens"]), float(sizes["width"])
+    tokens, width = _size(sizes, "tokens"), _size(sizes, "width")
     operation, dtype = str(sizes["operation"]), str(sizes["dtype"])
     if operation in ("norm", "activation"):
         return _passes(tokens, width, dtype)

@@ -245,6 +245,26 @@ def test_rows_without_words_for_them_are_set_aside():
     assert len(found.reasons) == 5
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"m": 0.0}, "m: expected a finite number above 0, got 0"),
+        ({"k": float("nan")}, "k: expected a finite number above 0, got nan"),
+        ({"n": -8.0}, "n: expected a finite number above 0, got -8"),
+        ({"k": None}, "k: expected a finite number above 0"),
+        ({"seconds": float("inf")}, "no time and no power"),
+    ],
+)
+def test_impossible_rows_are_set_aside_with_their_reason(change, reason):
+    row = {"case": "a", "kind": "gemm", "m": 8.0, "n": 64.0, "k": 32.0}
+    row |= {"dtype": "bfloat16", "seconds": 1e-5}
+    assert not asked([row]).reasons
+    changed = {k: v for k, v in {**row, **change}.items() if v is not None}
+    found = asked([changed])
+    assert not found.rows
+    assert reason in found.reasons[0]
+
+
 def test_folds_keep_repeats_of_a_case_together():
     cases = ["a", "b", "c", "a", "d", "e", "f", "judged"]
     weights = np.ones((8, 2))

@@ -1,5 +1,6 @@
 """Rows of a run as steps: what each asks of the chip, and under which conditions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,8 @@ def asked(rows: Sequence[Row]) -> Asked:
             reasons.append(f"{row.get('case', row['kind'])}: {error}")
             continue
         measured = runs.idle_watts(row) if row["kind"] in runs.IDLE else None
-        if not (runs.seconds(row) if measured is None else measured) > 0.0:
+        measured = runs.seconds(row) if measured is None else measured
+        if not 0.0 < measured < math.inf:
             reasons.append(f"{row.get('case', row['kind'])}: no time and no power")
             continue
         kept.append(row)
